@@ -1,0 +1,30 @@
+"""The exceptions that cross the host's boundaries."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """One clear line: what was met, what was expected, what to do. The command line exits with 2."""
+
+
+class UnknownName(UserError):
+    """A name that is not in a list; the message offers the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: list[str] | tuple[str, ...]) -> None:
+        import difflib
+
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+        super().__init__(f"no {kind} {name!r}; {hint}")
+
+
+class Unsupported(Exception):
+    """Raised by a plugin that cannot run here; its row says "n/a: <message>"."""
+
+
+class Diverged(Exception):
+    """The loss left the finite numbers; `step` is the first bad step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"diverged at step {step}")
+        self.step = step
