@@ -1,0 +1,211 @@
+"""Data sets as uint8 images and integer labels in named splits. Nothing here imports torch.
+
+A data set is named, `digits`, or a kind and a path, `npz:faces.npz`. `bench.data.load` returns it
+with square images; the functions beside it make the validation split, count duplicates, and write
+the arrays that pretraining reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.data import digits, fashion_mnist, imagefolder, npz, resize
+from bench.data.arrays import load_array, materialise
+from bench.data.source import MAX_CLASSES, Part, Request, Source
+from bench.data.splits import Split, duplicates, split
+from bench.errors import UnknownName, UserError
+from bench.identity import canonical_json, digest
+
+__all__ = [
+    "KINDS",
+    "NAMED",
+    "Dataset",
+    "Split",
+    "duplicates",
+    "facts",
+    "load",
+    "load_array",
+    "materialise",
+    "split",
+]
+
+NAMED: dict[str, Callable[[Request], Source]] = {
+    "digits": digits.read,
+    "fashion-mnist": fashion_mnist.read,
+}
+KINDS: dict[str, Callable[[Request], Source]] = {
+    "imagefolder": imagefolder.read,
+    "npz": npz.read,
+}
+MAX_IMAGE_SIZE = 4096  # pixels a side; more is a slip, and would fill the memory
+HASHED_BYTES = 64 * 2**20  # of an array that may lie on disk, read at a time
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory, or on disk where its source decoded files.
+
+    Attributes:
+        name: as `load` was given it.
+        images: uint8 (N, C, H, W) by split, H = W, C 1 or 3 and the same in all splits; splits are
+            train, test, optional val and unlabeled.
+        labels: int64 (N,) in 0..C-1 by split; unlabeled has none.
+        class_names: one per class.
+        licence, source: of the images, for boards.
+        sha256: over class names and the images and labels of every split but test: what pretraining
+            and all choices depend on. It is the same whether or not the test split was read.
+        skipped: "split/class/file: reason" for each image that was left out.
+        test_sha256: over images and labels of test; empty when the test split was not read.
+    """
+
+    name: str
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+    licence: str
+    source: str
+    sha256: str
+    skipped: tuple[str, ...] = ()
+    test_sha256: str = ""
+
+
+def load(
+    name: str,
+    *,
+    image_size: int,
+    test: bool = True,
+    on_bad_image: str = "error",
+    cache_dir: str | Path | None = None,
+) -> Dataset:
+    """Return a data set with square images, resized with antialiasing.
+
+    Args:
+        name: a key of `NAMED`, or `kind:PATH` with a key of `KINDS`.
+        image_size: side of the images in pixels.
+        test: whether to read the test split. If not, nothing of it is opened.
+        on_bad_image: "error", or "skip" to leave out images that cannot be used and list them in
+            `Dataset.skipped`.
+        cache_dir: for downloads and decoded images; by default the environment's BENCH_CACHE, else
+            ~/.cache/pretrain-bench.
+
+    Raises:
+        UnknownName: no data set or kind has this name.
+        UserError: an argument or anything in the data is not as it must be; one line says what.
+    """
+    if type(image_size) is not int or not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(
+            f"image size {image_size!r}; expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}"
+        )
+    if on_bad_image not in ("error", "skip"):
+        raise UserError(f"on_bad_image {on_bad_image!r}; expected 'error' or 'skip'")
+    if cache_dir is None:
+        cache_dir = os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench"
+    parts: dict[str, Part] = {}
+    try:
+        source = _source(name, image_size, on_bad_image, Path(cache_dir).expanduser())
+        for key, read in source.splits.items():
+            if key != "test" or test:
+                parts[key] = read()
+    except OSError as error:
+        raise UserError(f"data set {name!r} cannot be read ({error}); mend its files") from error
+    _check(name, parts, source.class_names)
+    images = {key: resize.square(part.images, image_size) for key, part in parts.items()}
+    labels = {key: part.labels for key, part in parts.items() if part.labels is not None}
+    hashes = {key: _split_sha256(images[key], labels.get(key)) for key in images}
+    test_sha256 = hashes.pop("test", "")
+    return Dataset(
+        name=name,
+        images=images,
+        labels=labels,
+        class_names=source.class_names,
+        licence=source.licence,
+        source=source.source,
+        sha256=digest({"class_names": source.class_names, "splits": hashes}),
+        skipped=tuple(line for part in parts.values() for line in part.skipped),
+        test_sha256=test_sha256,
+    )
+
+
+def facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what plans, results and boards say of a data set, as JSON.
+
+    Keys: name, sha256, test_sha256, sizes (images by split), image_size, channels, classes (their
+    number), class_names, licence, source, skipped.
+    """
+    return {
+        "name": dataset.name,
+        "sha256": dataset.sha256,
+        "test_sha256": dataset.test_sha256,
+        "sizes": {key: len(images) for key, images in dataset.images.items()},
+        "image_size": dataset.images["train"].shape[-1],
+        "channels": dataset.images["train"].shape[1],
+        "classes": len(dataset.class_names),
+        "class_names": list(dataset.class_names),
+        "licence": dataset.licence,
+        "source": dataset.source,
+        "skipped": list(dataset.skipped),
+    }
+
+
+def _source(name: str, image_size: int, on_bad_image: str, cache_dir: Path) -> Source:
+    kind, colon, path = name.partition(":")
+    request = Request(name, path, image_size, on_bad_image, cache_dir)
+    if not colon:
+        if kind in KINDS:
+            raise UserError(f"data set {name!r} lacks its path; write {kind}:PATH")
+        if kind not in NAMED:
+            raise UnknownName("data set", name, [*NAMED, *(f"{kind}:PATH" for kind in KINDS)])
+        return NAMED[kind](request)
+    if kind not in KINDS:
+        raise UnknownName("kind of data set", kind, list(KINDS))
+    if not path:
+        raise UserError(f"data set {name!r} lacks its path; write {kind}:PATH")
+    return KINDS[kind](request)
+
+
+def _check(name: str, parts: dict[str, Part], class_names: tuple[str, ...]) -> None:
+    """Raise UserError unless the splits that were read fit each other and the class names."""
+    if not 2 <= len(class_names) <= MAX_CLASSES:
+        raise UserError(f"{name!r} has {len(class_names)} class; expected 2 to {MAX_CLASSES}")
+    if len(set(class_names)) < len(class_names):
+        twice = next(text for text in class_names if class_names.count(text) > 1)
+        raise UserError(f"{name!r} has two classes named {twice!r}; give each its own name")
+    try:
+        canonical_json(class_names).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name!r} has class names that are not UTF-8; rename them") from None
+    channels = parts["train"].images.shape[1]
+    seen = np.unique(parts["train"].labels)
+    for key, part in parts.items():
+        if len(part.images) == 0:
+            raise UserError(f"split {key} of {name!r} has no images; expected at least one")
+        if part.images.shape[1] != channels:
+            raise UserError(
+                f"split {key} of {name!r} has {part.images.shape[1]} channels but train has "
+                f"{channels}; store all splits in gray or all in colour"
+            )
+        unseen = [] if part.labels is None else np.setdiff1d(part.labels, seen)[:5].tolist()
+        if unseen:
+            raise UserError(
+                f"split {key} of {name!r} has images of classes {unseen} that train has none of; "
+                "number the classes alike in all splits, or leave those images out"
+            )
+
+
+def _split_sha256(images: np.ndarray, labels: np.ndarray | None) -> str:
+    """Return the hash over shapes and bytes of one split."""
+    head = {"images": images.shape, "labels": None if labels is None else labels.shape}
+    sha256 = hashlib.sha256(canonical_json(head).encode())
+    rows = max(1, HASHED_BYTES // images[0].size)
+    for first in range(0, len(images), rows):
+        sha256.update(np.ascontiguousarray(images[first : first + rows]))
+    if labels is not None:
+        sha256.update(labels.astype("<i8").tobytes())
+    return sha256.hexdigest()
