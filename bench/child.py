@@ -1,0 +1,218 @@
+"""The process that runs one plugin: pretrain, leave the backbone, say what became of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from bench.errors import Diverged, Unsupported, UserError
+
+STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0}
+
+
+def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """Run the plugin that `folder/run.json` names and return the outcome.
+
+    Raises:
+        Interrupted: a signal stopped the run; its checkpoint is written.
+    """
+    orders = json.loads((folder / "run.json").read_text())
+    try:
+        return _train(folder, orders, rank, world)
+    except Unsupported as error:
+        return _outcome("unsupported", str(error))
+    except Diverged as error:
+        return _outcome("diverged", str(error))
+    except MemoryError as error:
+        return _outcome("out_of_memory", str(error) or "MemoryError")
+    except SystemExit as error:
+        return _outcome("failed", f"the plugin called sys.exit({error.code!r})")
+    except UserError as error:
+        return _outcome("failed", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        memory = "out of memory" in text.lower() or "can't allocate memory" in text.lower()
+        return _outcome("out_of_memory" if memory else "failed", text)
+
+
+def _outcome(status: str, reason: str = "", **more: Any) -> dict[str, Any]:
+    return {"status": status, "reason": reason} | more
+
+
+def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from bench import ENGINE, backbones, cards, data, manager
+    from bench.engine import Trainer
+    from bench.identity import digest, stream
+    from bench.passes import PassCounter
+
+    spec = orders["spec"]
+    os.environ["TMPDIR"] = str(folder / "tmp")
+    torch.set_num_threads(spec["threads"])
+    if world > 1:
+        _join(folder, rank, world, orders["device"])
+    plugin = manager.load(orders["plugin"])
+    card = plugin.call("describe")
+    config = cards.config_object(card, spec["config"])
+    images, labels, meta = _arrays(Path(orders["arrays"]), card.uses_labels, data)
+    trainer: Trainer | None = None
+
+    def examine(step: int) -> None:
+        from bench.health import health
+
+        assert trainer is not None
+        with counter.paused():
+            trainer.meter.record_health(step, health(backbone, images, spec["seed"]))
+
+    torch.manual_seed(stream(spec["seed"], "init"))
+    backbone = backbones.build(spec["backbone"], spec["image_size"])
+    device = _device(orders["device"], rank)
+    trainer = Trainer(
+        images,
+        labels,
+        meta["num_classes"] if card.uses_labels else None,
+        steps=spec["budget"]["steps"],
+        batch_size=spec["batch_size"],
+        seed=spec["seed"],
+        folder=folder,
+        identity_hash=digest([spec, plugin.sha256, ENGINE, world]),
+        precision=spec["precision"],
+        device=device,
+        rank=rank,
+        world=world,
+        checkpoint_seconds=orders.get("checkpoint_seconds", 60.0),
+        on_checkpoint=examine,
+    )
+    counter = PassCounter(backbone, spec["image_size"], trainer.meter.passes)
+    trainer.heed_signals()
+    before = _global_state(torch)
+    trainer.place(backbone)
+    model = plugin.call("pretrain", backbone=backbone, config=config, engine=trainer)
+    changed = [name for name, value in _global_state(torch).items() if value != before[name]]
+    counter.remove()
+    trained = getattr(model, "backbone", None)
+    if not isinstance(trained, torch.nn.Module):
+        raise UserError(
+            f"pretrain returned {type(model).__name__}; expected a module with attribute backbone"
+        )
+    drawn = trainer.step_index * trainer.batch_size / world
+    passes = {
+        f"passes_{kind}": round(count / drawn, 4) if drawn else 0.0
+        for kind, count in trainer.meter.passes.items()
+    }
+    cost = {
+        "train_seconds": trainer.meter.seconds,
+        "images_per_second": _median(trainer.meter.windows),
+        "peak_memory_gib": _peak_memory_gib(torch, device),
+        "parameters": sum(p.numel() for p in trained.parameters()),
+        **passes,
+    }
+    artifacts = _save(folder, trained) if rank == 0 else {}
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    notes = [f"changed global state: {', '.join(changed)}"] if changed else []
+    if card.role == "method" and trainer.step_index < trainer.steps:
+        notes.append(f"stopped after {trainer.step_index} of {trainer.steps} steps")
+    health_values = trainer.meter.health
+    return _outcome("done", artifacts=artifacts, cost=cost, notes=notes, health=health_values)
+
+
+def _join(folder: Path, rank: int, world: int, device: str) -> None:
+    import torch.distributed as dist
+
+    backend = "nccl" if device == "cuda" else "gloo"
+    method = "env://" if "MASTER_ADDR" in os.environ else f"file://{folder / 'tmp' / 'rendezvous'}"
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world)
+
+
+def _arrays(folder: Path, uses_labels: bool, data: Any) -> tuple[Any, Any, dict[str, Any]]:
+    meta = json.loads((folder / "meta.json").read_text())
+    labels = data.arrays.load_array(folder, labels=True) if uses_labels else None
+    return data.arrays.load_array(folder, labels=False), labels, meta
+
+
+def _device(name: str, rank: int) -> str:
+    return f"cuda:{rank}" if name == "cuda" else name
+
+
+def _global_state(torch: Any) -> dict[str, Any]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "working directory": str(Path.cwd()),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _median(values: list[float]) -> float:
+    import statistics
+
+    return statistics.median(values) if values else 0.0
+
+
+def _peak_memory_gib(torch: Any, device: str) -> float:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _save(folder: Path, backbone: Any) -> dict[str, Any]:
+    import hashlib
+
+    from safetensors.torch import save
+
+    from bench.files import write_atomically
+
+    state = {name: t.detach().cpu().contiguous() for name, t in backbone.state_dict().items()}
+    content = save(state)
+    write_atomically(folder / "backbone.safetensors", content)
+    sha = hashlib.sha256(content).hexdigest()
+    return {"backbone.safetensors": {"sha256": sha, "bytes": len(content)}}
+
+
+def confined(folder: Path, rank: int, world: int, pipe: int | None) -> int:
+    """Give up the right to write elsewhere, run, tell the outcome; return the exit status.
+
+    0: told; 1: told that it failed; 130, 143: stopped by a signal, checkpoint written.
+    """
+    from bench.confine import confine_writes
+    from bench.engine import Interrupted
+
+    device = json.loads((folder / "run.json").read_text())["device"]
+    (folder / "tmp").mkdir(exist_ok=True)
+    driver = [Path("/dev"), Path.home() / ".nv"] if device.startswith("cuda") else []
+    if not confine_writes([folder, *driver], [Path(os.devnull)]):
+        print("this kernel has no Landlock: the plugin may write wherever the user may")
+    try:
+        outcome = run(folder, rank, world)
+    except Interrupted as stop:
+        outcome = _outcome("interrupted", str(stop))
+        status = 128 + stop.signum
+    else:
+        status = STATUS_OF_EXIT.get(outcome["status"], 1)
+    text = json.dumps(outcome).encode()
+    if pipe is None:
+        (folder / f"outcome-{rank}.json").write_bytes(text)
+    else:
+        os.write(pipe, text)
+    return status
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m bench.child RUN_DIR [--outcome-fd N]`, also under torchrun (RANK, WORLD_SIZE)."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    pipe = int(arguments[2]) if arguments[1:2] == ["--outcome-fd"] else None
+    return confined(Path(arguments[0]).resolve(), rank, world, pipe)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

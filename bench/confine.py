@@ -1,0 +1,144 @@
+"""Confine a process that runs plugin code: where it may write, whom it may signal, when it dies.
+
+Landlock (Linux 5.13 and later) enforces it in the kernel, for children and threads too. Where the
+kernel has none the process runs unconfined, and the caller is told so. This protects against mistakes
+and against damage to other runs; it is no sandbox against a determined attacker, who may still
+read files and open connections.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+from pathlib import Path
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+WRITE_RIGHTS = (
+    (1 << 1)  # write file
+    | (1 << 4) | (1 << 5)  # remove directory, file
+    | (1 << 6) | (1 << 7) | (1 << 8) | (1 << 9) | (1 << 10) | (1 << 11) | (1 << 12)  # make ...
+)  # fmt: skip
+REFER, TRUNCATE = 1 << 13, 1 << 14  # since ABI 2 and 3
+FILE_RIGHTS = (1 << 1) | TRUNCATE
+SCOPE_SIGNAL = 1 << 1  # since ABI 6
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux" and _libc().prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+def die_with_parent(signum: int, parent: int) -> None:
+    """Have the kernel send `signum` when the parent `parent` dies; at once if it already has."""
+    _prctl(PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies, so that none can escape."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def landlock_version() -> int:
+    """Return the kernel's Landlock ABI, or 0 where there is none."""
+    if sys.platform != "linux":
+        return 0
+    return max(0, _libc().syscall(CREATE_RULESET, None, 0, 1))
+
+
+def confine_writes(folders: list[Path], files: list[Path]) -> bool:
+    """Let this process and its children write only below `folders` and to `files`.
+
+    Returns whether the kernel enforces it. Reading stays free.
+    """
+    version = landlock_version()
+    if not version:
+        return False
+    libc = _libc()
+    handled = WRITE_RIGHTS | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
+    scoped = SCOPE_SIGNAL if version >= 6 else 0
+    attributes = struct.pack("<QQQ", handled, 0, scoped)[: 24 if version >= 6 else 8]
+    ruleset = libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
+    if ruleset < 0:
+        return False
+    try:
+        for path, rights in [(f, handled) for f in folders] + [(f, FILE_RIGHTS) for f in files]:
+            if not path.exists():
+                continue
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                rule = struct.pack("<Qi", rights & handled, descriptor)
+                if libc.syscall(ADD_RULE, ruleset, 1, rule, 0):
+                    return False
+            finally:
+                os.close(descriptor)
+        _prctl(PR_SET_NO_NEW_PRIVS, 1)
+        return libc.syscall(RESTRICT_SELF, ruleset, 0) == 0
+    finally:
+        os.close(ruleset)
+
+
+def descendants(root: int) -> list[int]:
+    """Return the process ids below `root`, from /proc; empty where there is none."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, queue = [], [root]
+    while queue:
+        for child in children.get(queue.pop(), []):
+            found.append(child)
+            queue.append(child)
+    return found
+
+
+def resident_bytes(pids: list[int]) -> int:
+    """Return the memory that the processes hold together; pages shared between them count once
+    for each (proportional sizes are used where the kernel gives them)."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) * 1024
+    return total
+
+
+def kill_all(root: int) -> list[int]:
+    """Kill every descendant of this process's `root` until none is left; return those killed."""
+    killed: list[int] = []
+    for _ in range(50):
+        alive = descendants(root)
+        if not alive:
+            break
+        for pid in alive:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            except ProcessLookupError:
+                continue
+        reap()
+    return sorted(set(killed))
+
+
+def reap() -> None:
+    """Collect every child that has ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+    except ChildProcessError:
+        return

@@ -1,0 +1,178 @@
+"""Judge what a run left: strict load, integrity, every protocol, one result file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.meters import read_metrics
+
+if TYPE_CHECKING:
+    from bench.data import Dataset, Split
+    from bench.evaluations import Evaluation, Protocol
+    from bench.features import Features
+    from bench.worker import Watch
+
+
+def conclude(
+    folder: Path, orders: dict[str, Any], watch: Watch, *, attempts: int, begun: float
+) -> None:
+    """Write the run's result: evaluations if it is done, else what happened."""
+    from bench import results
+
+    target = Path(orders["results"]) / f"{folder.name}.json"
+    status, reason, facts, entries = watch.status, watch.reason, {}, {}
+    notes = list(watch.notes)
+    evaluating = time.monotonic()
+    if status == "done":
+        status, reason, facts, entries = _evaluate(folder, orders, watch)
+    cost = dict(watch.outcome.get("cost", {}))
+    cost["evaluation_seconds"] = time.monotonic() - evaluating
+    cost["wall_seconds"] = time.monotonic() - begun
+    document = {
+        "schema": results.SCHEMA,
+        "run_id": folder.name,
+        "track": orders["track"],
+        "spec": orders["spec"],
+        "status": status,
+        "reason": reason,
+        "row": orders["row"] | {"notes": notes},
+        "code": orders["code"],
+        "artifacts": watch.outcome.get("artifacts", {}),
+        "cost": cost,
+        "machine": machine(orders),
+        "attempts": attempts,
+        "data": facts,
+        "health": watch.outcome.get("health", {}),
+        "losses": losses(folder),
+        "evaluations": entries,
+    }
+    results.write(target, results.Result.model_validate(document))
+
+
+def losses(folder: Path) -> dict[str, float | None]:
+    """Return the mean loss of the first and of the last quarter of training."""
+    values = [r["loss"] for r in read_metrics(folder) if isinstance(r.get("loss"), float)]
+    if not values:
+        return {"first": None, "last": None}
+    quarter = max(1, len(values) // 4)
+    return {
+        "first": sum(values[:quarter]) / quarter,
+        "last": sum(values[-quarter:]) / quarter,
+    }
+
+
+def machine(orders: dict[str, Any]) -> dict[str, Any]:
+    """Return where the run ran, as the result schema wants it."""
+    device = orders["device"]
+    if device.startswith("cuda"):
+        import torch
+
+        device = torch.cuda.get_device_name()
+    return {
+        "device": device,
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "torch": version("torch"),
+        "timm": version("timm"),
+        "python": platform.python_version(),
+        "threads": orders["spec"]["threads"],
+        "processes": orders.get("processes", 1),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _evaluate(
+    folder: Path, orders: dict[str, Any], watch: Watch
+) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    import torch
+
+    from bench import data, evaluations, features, integrity
+
+    spec = orders["spec"]
+    torch.set_num_threads(spec["threads"])
+    test = not orders["dev"]
+    dataset = data.load(
+        orders["dataset"],
+        image_size=spec["image_size"],
+        test=test,
+        on_bad_image=orders["on_bad_image"],
+    )
+    split = data.split(dataset, spec["seed"])
+    protocols = [evaluations.protocol(e["name"], e["overrides"]) for e in orders["evaluations"]]
+    facts = data_facts(dataset, split, test)
+    try:
+        if orders["plugin"] is None:
+            seen = features.raw_pixels(dataset, split, test=test)
+        else:
+            sha256 = watch.outcome["artifacts"]["backbone.safetensors"]["sha256"]
+            weights = folder / "backbone.safetensors"
+            backbone = integrity.load_backbone(
+                spec["backbone"], spec["image_size"], weights, sha256
+            )
+            kind = orders["row"]["input"]
+            seen = features.extract(backbone, dataset, split, kind=kind, test=test)
+        entries = {p.hash: entry(p, seen, spec["seed"], test) for p in protocols}
+        if orders["plugin"] is not None:
+            faults = integrity.check(
+                backbone, sha256, dataset, split, seen, seed=spec["seed"], kind=kind
+            )
+            if faults:
+                return "invalid", "; ".join(faults), facts, {}
+    except (integrity.IntegrityError, evaluations.NonFinite) as error:
+        return "invalid", str(error), facts, {}
+    return "done", "", facts, entries
+
+
+def data_facts(dataset: Dataset, split: Split, test: bool) -> dict[str, Any]:
+    """Return the `data` part of a result."""
+    import numpy as np
+
+    from bench import data
+
+    counts = []
+    if test:
+        counts = np.bincount(dataset.labels["test"], minlength=len(dataset.class_names)).tolist()
+    return {
+        "duplicates_train_test": data.duplicates(dataset, split) if test else 0,
+        "train_images": len(split.train),
+        "validation_images": len(split.val),
+        "test_images": sum(counts),
+        "skipped": list(dataset.skipped),
+        "class_counts_test": counts,
+    }
+
+
+def entry(protocol: Protocol, seen: Features, seed: int, test: bool) -> dict[str, Any]:
+    """Return one protocol's entry of a result."""
+    from bench import results
+
+    begun = time.monotonic()
+    outcome: Evaluation = protocol.evaluate(seen, seed)
+    labels = seen.test_labels.numpy() if test else None
+    predictions = outcome.predictions if test else {}
+    return {
+        "id": protocol.id,
+        "version": protocol.version,
+        "settings": protocol.settings,
+        "chosen": outcome.chosen,
+        "validation": outcome.validation,
+        "metrics": outcome.metrics,
+        "predictions": {k: results.pack_predictions(v) for k, v in predictions.items()},
+        "correct": {k: results.pack_bits(v == labels) for k, v in predictions.items()},
+        "test_reads": int(test),
+        "seconds": time.monotonic() - begun,
+        "stamps": list(outcome.stamps),
+    }

@@ -1,0 +1,138 @@
+"""What a run records while it trains: metrics.jsonl, the progress record, the billed clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+RECORD = struct.Struct("<qqdd")  # step, steps, images per second, loss
+
+
+class Progress(NamedTuple):
+    """How far a run is; loss and images_per_second are NaN before the first log interval."""
+
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """Return what the run in `folder` last recorded, or None before its first step."""
+    try:
+        content = (folder / "progress").read_bytes()
+    except OSError:
+        return None
+    return Progress(*RECORD.unpack(content)) if len(content) == RECORD.size else None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a run's metrics.jsonl; an unfinished last line is left out."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Meter:
+    """Writes a run's records, and bills only the time between `start` and `stop`."""
+
+    def __init__(self, folder: Path, steps: int, batch_size: int, *, write: bool) -> None:
+        self.folder, self.steps, self.batch_size, self.write = folder, steps, batch_size, write
+        self.seconds = 0.0
+        self.windows: list[float] = []
+        self.passes = {"with_grad": 0.0, "without_grad": 0.0}
+        self.health: dict[str, float] = {}
+        self.rate = self.loss = float("nan")
+        self._pending: dict[str, torch.Tensor | float] = {}
+        self._loss_sum: torch.Tensor | None = None
+        self._loss_count = 0
+        self._window_start = (0, 0.0)
+        self._started: float | None = None
+        self._progress = (
+            os.open(folder / "progress", os.O_WRONLY | os.O_CREAT, 0o644) if write else None
+        )
+
+    def resume(self, state: dict[str, Any], step: int) -> None:
+        """Go on from a checkpoint's clock; lines of metrics.jsonl after `step` are dropped."""
+        self.seconds = state.get("seconds", 0.0)
+        self.windows = list(state.get("windows", []))
+        self.passes.update(state.get("passes", {}))
+        self.health = dict(state.get("health", {}))
+        self._window_start = (step, self.seconds)
+        if self.write:
+            kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            (self.folder / "metrics.jsonl").write_text(text)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "seconds": self.seconds,
+            "windows": self.windows,
+            "passes": dict(self.passes),
+            "health": self.health,
+        }
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._started is not None:
+            self.seconds += time.perf_counter() - self._started
+            self._started = None
+
+    def record(self, step: int) -> None:
+        """Leave a sign of life: the step count, read by whoever watches the run."""
+        if self._progress is not None:
+            os.pwrite(self._progress, RECORD.pack(step, self.steps, self.rate, self.loss), 0)
+
+    def record_health(self, step: int, values: dict[str, float]) -> None:
+        """Keep the newest diagnostics of the features and append them to health.jsonl."""
+        self.health = {name: float(value) for name, value in values.items()}
+        row = {"step": step} | {name: _plain(value) for name, value in self.health.items()}
+        with (self.folder / "health.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        loss = loss.detach().float()
+        self._loss_sum = loss.clone() if self._loss_sum is None else self._loss_sum.add_(loss)
+        self._loss_count += 1
+
+    def add(self, scalars: dict[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._pending[name] = value.detach() if hasattr(value, "detach") else value
+
+    def flush(self, step: int) -> None:
+        """Write one line of metrics.jsonl: means of the loss since the last, newest of the rest."""
+        before, seconds = self._window_start
+        if self.seconds > seconds and step > before:
+            self.rate = (step - before) * self.batch_size / (self.seconds - seconds)
+            self.windows = [*self.windows[-255:], self.rate]
+        self._window_start = (step, self.seconds)
+        row: dict[str, Any] = {"step": step, "images_per_second": _plain(self.rate)}
+        if self._loss_sum is not None:
+            self.loss = float(self._loss_sum) / self._loss_count
+            row["loss"] = _plain(self.loss)
+        row |= {name: _plain(float(value)) for name, value in self._pending.items()}
+        self._loss_sum, self._loss_count, self._pending = None, 0, {}
+        if self.write:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _plain(value: float) -> float | str:
+    return round(value, 6) if value == value and abs(value) != float("inf") else str(value)

@@ -1,0 +1,135 @@
+"""Ask plugins for their cards and data sets for their facts, in a short-lived child.
+
+The planner imports neither torch nor plugins; it reads the JSON that this process prints to a pipe.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+
+SECONDS = 600.0
+
+
+def fork_server() -> multiprocessing.context.ForkServerContext:
+    """Return the context whose server has torch, timm and the harness imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.preload"])
+    return context
+
+
+def probe(
+    names: list[str],
+    *,
+    recipe: str,
+    overrides: dict[str, dict[str, str]],
+    data: dict[str, Any] | None,
+    seeds: list[int],
+    runs_dir: Path,
+) -> dict[str, Any]:
+    """Return {"methods": {name: facts or {"error": line}}, "data": {"facts", "splits"}}.
+
+    Args:
+        names: installed names or paths of local files.
+        data: {"name", "image_size", "on_bad_image"} or None for no data.
+
+    Raises:
+        UserError: a value of `overrides` or the data set is refused, or the process died.
+    """
+    asked = {
+        "names": names,
+        "recipe": recipe,
+        "overrides": overrides,
+        "data": data,
+        "seeds": seeds,
+    }
+    context = fork_server()
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(send, asked), daemon=True)
+    process.start()
+    send.close()
+    try:
+        if not receive.poll(SECONDS):
+            raise UserError(
+                f"describing {', '.join(names)} took over {SECONDS:g} s; it was stopped"
+            )
+        answer = receive.recv()
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"the process that describes {', '.join(names)} ended with {process.exitcode} "
+            "before it answered"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+    if "refused" in answer:
+        raise UserError(answer["refused"])
+    return answer
+
+
+def _answer(send: Connection, asked: dict[str, Any]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
+        os.dup2(null, stream)
+    try:
+        methods = {name: _method(name, asked) for name in asked["names"]}
+        send.send({"methods": methods, "data": _data(asked)})
+    except UserError as error:
+        send.send({"refused": str(error)})
+
+
+def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
+    from bench import cards, manager
+
+    try:
+        plugin = manager.load(name)
+        card = plugin.call("describe")
+        faults = cards.problems(card)
+        if faults:
+            return {"error": f"{plugin.name}: incomplete card: {'; '.join(faults)}"}
+        described = cards.card_to_dict(card)
+    except UserError as error:
+        return {"error": str(error)}
+    except (Exception, SystemExit) as error:
+        return {"error": f"{name}: describe raised {type(error).__name__}: {error}"}
+    overrides = asked["overrides"].get(plugin.name, {})
+    return {
+        "error": None,
+        "card": described,
+        "config": cards.config_from(card, asked["recipe"], overrides, method=plugin.name),
+        "sha256": plugin.sha256,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "local": plugin.local,
+        "name": plugin.name,
+    }
+
+
+def _data(asked: dict[str, Any]) -> dict[str, Any] | None:
+    from bench import data
+
+    if asked["data"] is None:
+        return None
+    wanted = asked["data"]
+    dataset = data.load(
+        wanted["name"],
+        image_size=wanted["image_size"],
+        test=False,
+        on_bad_image=wanted.get("on_bad_image", "error"),
+    )
+    splits = {}
+    for seed in asked["seeds"]:
+        split = data.split(dataset, seed)
+        splits[seed] = {
+            "sha256": split.sha256,
+            "train": len(split.train),
+            "val": len(split.val),
+        }
+    return {"facts": data.facts(dataset), "splits": splits}

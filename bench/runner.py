@@ -1,0 +1,227 @@
+"""The planner's half of `bench run`: lay out run folders, start workers, watch, render.
+
+Imports no torch: the workers are forked from a server that has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.identity import digest
+from bench.meters import read_progress
+from bench.probe import fork_server
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from bench.plan import RunSpec
+    from bench.results import Result
+
+POLL_SECONDS = 0.2
+GIB_PER_JOB = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are carried out; none of it is part of a run's identity.
+
+    Attributes:
+        runs_dir: the working folder; results go to its `results/<track>/`.
+        jobs: runs at a time; None: the cores, or memory / 2 GiB if that is less; 1 on CUDA.
+        timeout, stall: seconds; a run longer than the first, or without a step for the second,
+            ends as "timeout".
+        force: run again what is finished. stale: run again what other code produced.
+        dev: never open the test split; validation scores only.
+    """
+
+    runs_dir: Path
+    device: str = "cpu"
+    processes: int = 1
+    jobs: int | None = None
+    timeout: float = 86_400.0
+    stall: float = 900.0
+    force: bool = False
+    stale: bool = False
+    dev: bool = False
+    on_bad_image: str = "error"
+    checkpoint_seconds: float = 60.0
+
+    @property
+    def results(self) -> Path:
+        """Where results lie; validation-only ones are kept apart."""
+        return self.runs_dir / ("results-dev" if self.dev else "results")
+
+
+@dataclass
+class Active:
+    """A run that is being worked on."""
+
+    spec: RunSpec
+    folder: Path
+    process: BaseProcess
+    begun: float = field(default_factory=time.monotonic)
+
+
+def carry_out(
+    specs: list[RunSpec],
+    options: Options,
+    *,
+    finished: Callable[[RunSpec, Result | None, bool], None],
+    watching: Callable[[list[Active], int], None],
+) -> int:
+    """Run what is not finished yet; return 0, 1 if some runs failed, or 130 or 143 if stopped.
+
+    Args:
+        finished: called with each run's spec, its result (None if the worker died) and whether it
+            was skipped.
+        watching: called every fifth of a second with the runs under way and how many wait.
+    """
+    from bench import results
+
+    pending, failed = [], False
+    for spec in specs:
+        kept = _kept(spec, options)
+        if kept is None:
+            pending.append(spec)
+        else:
+            finished(spec, kept, True)
+    jobs = options.jobs or default_jobs(options.device)
+    active: dict[int, Active] = {}
+    stop: list[int] = []
+    before = {
+        signum: signal.signal(signum, lambda received, _: stop.append(received))
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    context = fork_server()
+    try:
+        while (pending and not stop) or active:
+            while pending and len(active) < jobs and not stop:
+                started = _start(pending.pop(0), options, jobs, context)
+                active[started.process.sentinel] = started
+            for sentinel in wait(list(active), timeout=POLL_SECONDS):
+                ended = active.pop(sentinel)
+                ended.process.join()
+                path = result_path(ended.spec, options)
+                result = results.read(path) if path.exists() else None
+                if not stop or result is not None:
+                    failed |= result is None or result.status not in results.TERMINAL
+                    finished(ended.spec, result, False)
+            if stop:
+                for run in active.values():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(run.process.pid or 0, signal.SIGTERM)
+                stop[1:] = []
+            watching(list(active.values()), len(pending))
+    finally:
+        for run in active.values():
+            run.process.kill()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return 128 + stop[0] if stop else int(failed)
+
+
+def default_jobs(device: str) -> int:
+    """Return how many runs go at a time: one on CUDA; on a CPU the cores, or memory / 2 GiB."""
+    if device.startswith("cuda"):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, int(available_gib() // GIB_PER_JOB)))
+
+
+def available_gib() -> float:
+    """Return the memory that is free for runs, in GiB."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")) / 2**20
+
+
+def result_path(spec: RunSpec, options: Options) -> Path:
+    """Return where the run's result lies."""
+    return options.results / spec.track / f"{spec.run_id}.json"
+
+
+def _kept(spec: RunSpec, options: Options) -> Result | None:
+    """Return the result that makes this run unnecessary, or None."""
+    from bench import results
+    from bench.errors import UserError
+
+    path = result_path(spec, options)
+    if options.force or not path.exists():
+        return None
+    try:
+        kept = results.read(path)
+    except UserError:
+        return None
+    if options.stale and is_stale(kept, spec):
+        return None
+    return kept if kept.status in results.TERMINAL else None
+
+
+def is_stale(kept: Result, spec: RunSpec) -> bool:
+    """Return whether other code than today's produced the result."""
+    then = (kept.code.plugin_sha256, kept.code.engine)
+    return then != (spec.code["plugin_sha256"], spec.code["engine"])
+
+
+def _start(spec: RunSpec, options: Options, jobs: int, context: Any) -> Active:
+    from bench import worker
+
+    folder = lay_out(spec, options, jobs)
+    process = context.Process(target=worker.entry, args=(str(folder),), name=spec.run_id)
+    process.start()
+    return Active(spec, folder, process)
+
+
+def lay_out(spec: RunSpec, options: Options, jobs: int = 1) -> Path:
+    """Write the run's folder with its orders and return it."""
+    from bench.files import write_atomically
+
+    folder = (options.runs_dir / spec.run_id).resolve()
+    if options.force and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = result_path(spec, options).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    seen = [spec.spec["data"], spec.spec["image_size"]]
+    orders = {
+        "spec": spec.spec,
+        "track": spec.track,
+        "plugin": spec.plugin,
+        "dataset": spec.dataset,
+        "row": spec.row,
+        "code": spec.code,
+        "evaluations": spec.evaluations,
+        "results": str(target.parent),
+        "arrays": str((options.runs_dir / "data" / digest(seen)[:16]).resolve()),
+        "device": options.device,
+        "processes": options.processes,
+        "dev": options.dev,
+        "on_bad_image": options.on_bad_image,
+        "timeout": options.timeout,
+        "stall": options.stall,
+        "memory_gib": 0.9 * available_gib() / jobs,
+        "checkpoint_seconds": options.checkpoint_seconds,
+    }
+    write_atomically(folder / "run.json", json.dumps(orders, indent=1).encode())
+    return folder
+
+
+def seconds_left(run: Active) -> float | None:
+    """Return the seconds of training that the run's rate leaves, or None before the first step."""
+    progress = read_progress(run.folder)
+    if progress is None or progress.step < 1:
+        return None
+    return (time.monotonic() - run.begun) / progress.step * (progress.steps - progress.step)

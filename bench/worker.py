@@ -1,0 +1,375 @@
+"""One run from its orders to its result: watch the child, then judge what it left.
+
+The worker runs no plugin code, and no torch operation before its child has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import confine
+from bench.childlog import CappedLog
+from bench.errors import UserError
+from bench.identity import file_sha256
+from bench.meters import read_progress
+
+GRACE_SECONDS = 20.0  # between a signal and SIGKILL: one step and a checkpoint
+POLL_SECONDS = 0.05
+MEMORY_POLL_SECONDS = 0.5
+
+
+@dataclass
+class Child:
+    """A process of the run: its outcome comes through `pipe`, whole, when it ends."""
+
+    pid: int
+    pipe: int
+    rank: int
+    said: bytes = b""
+    exit_status: int | None = None
+    ended: float = 0.0
+
+
+@dataclass
+class Watch:
+    """What became of the children."""
+
+    status: str
+    reason: str = ""
+    outcome: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Stopped(BaseException):
+    """The worker was told to stop; nothing terminal happened."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+def main(folder: str | Path) -> int:
+    """Carry out the orders in `folder/run.json`; return the exit status.
+
+    0: a result was written, whatever it says. 130, 143: stopped by a signal, resumable.
+
+    Raises:
+        UserError: the folder has no orders, or another worker holds it.
+    """
+    from bench import judge
+
+    folder = Path(folder).resolve()
+    orders = read_orders(folder)
+    stop: list[int] = []
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda received, _: stop.append(received))
+    confine.adopt_orphans()
+    with _lease(folder):
+        attempts = _count_attempt(folder)
+        begun = time.monotonic()
+        try:
+            watch = _train(folder, orders, stop) if orders["plugin"] else Watch("done")
+            if stop:
+                raise Stopped(stop[0])
+            judge.conclude(folder, orders, watch, attempts=attempts, begun=begun)
+        except Stopped as stopped:
+            return 128 + stopped.signum
+        finally:
+            confine.kill_all(os.getpid())
+    return 0
+
+
+def entry(folder: str) -> None:
+    """Be the worker of `folder` in a process that the fork server made."""
+    confine.die_with_parent(signal.SIGTERM, os.getppid())
+    sys.exit(main(folder))
+
+
+def read_orders(folder: Path) -> dict[str, Any]:
+    """Return the run's orders.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no run folder: it has no run.json; `bench run` makes one"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); remove the folder and run again") from None
+
+
+@contextlib.contextmanager
+def _lease(folder: Path) -> Iterator[None]:
+    with (folder / "lease").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder.name} is being worked on by another process") from None
+        yield
+
+
+def _count_attempt(folder: Path) -> int:
+    path = folder / "attempts"
+    count = int(path.read_text()) + 1 if path.exists() else 1
+    path.write_text(str(count))
+    return count
+
+
+def _train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
+    kept = _kept_outcome(folder, orders)
+    if kept is not None:
+        return kept
+    _write_arrays(orders)
+    (folder / "outcome.json").unlink(missing_ok=True)
+    (folder / "tmp").mkdir(exist_ok=True)
+    (folder / "tmp" / "rendezvous").unlink(missing_ok=True)
+    (folder / "progress").unlink(missing_ok=True)
+    watch = _watch(folder, orders, stop)
+    if watch.status == "done":
+        watch = _verified(folder, watch)
+    if watch.status == "done":
+        text = json.dumps({"key": _key(orders), "outcome": watch.outcome, "notes": watch.notes})
+        (folder / "outcome.json").write_text(text)
+    return watch
+
+
+def _write_arrays(orders: dict[str, Any]) -> None:
+    """Lay out what pretraining sees; the test arrays are not opened."""
+    from bench import data
+    from bench.data import arrays
+
+    spec = orders["spec"]
+    dataset = data.load(
+        orders["dataset"],
+        image_size=spec["image_size"],
+        test=False,
+        on_bad_image=orders["on_bad_image"],
+    )
+    split = data.split(dataset, spec["seed"])
+    limited = dataclasses.replace(split, train=split.train[: spec["data"].get("limit")])
+    arrays.materialise(dataset, limited, orders["arrays"])
+
+
+def _key(orders: dict[str, Any]) -> list[Any]:
+    return [orders["spec"], orders["code"]["plugin_sha256"], orders["code"]["engine"]]
+
+
+def _kept_outcome(folder: Path, orders: dict[str, Any]) -> Watch | None:
+    """Return the outcome of an earlier training here if its bytes still stand."""
+    try:
+        kept = json.loads((folder / "outcome.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    if kept["key"] != _key(orders):
+        return None
+    watch = _verified(folder, Watch("done", outcome=kept["outcome"], notes=kept["notes"]))
+    return watch if watch.status == "done" else None
+
+
+def _verified(folder: Path, watch: Watch) -> Watch:
+    """Refuse artifacts whose bytes are not those that the child announced."""
+    for name, facts in watch.outcome.get("artifacts", {}).items():
+        path = folder / name
+        if not path.exists() or file_sha256(path) != facts["sha256"]:
+            return Watch("failed", f"{name} was changed after the run wrote it", notes=watch.notes)
+    if "backbone.safetensors" not in watch.outcome.get("artifacts", {}):
+        return Watch("failed", "the run left no backbone", notes=watch.notes)
+    return watch
+
+
+def _watch(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
+    """Start the children and return what became of them."""
+    world = orders.get("processes", 1)
+    log_read, log_write = os.pipe()
+    start = _spawn if orders["device"].startswith("cuda") else _fork
+    children = [start(folder, rank, world, log_write) for rank in range(world)]
+    os.close(log_write)
+    with CappedLog(folder / "child.log") as log, selectors.DefaultSelector() as selector:
+        for descriptor in [log_read, *(child.pipe for child in children)]:
+            os.set_blocking(descriptor, False)
+            selector.register(descriptor, selectors.EVENT_READ)
+        verdict = _wait(folder, orders, children, selector, log_read, log, stop)
+    for descriptor in [log_read, *(child.pipe for child in children)]:
+        os.close(descriptor)
+    return verdict
+
+
+def _wait(
+    folder: Path,
+    orders: dict[str, Any],
+    children: list[Child],
+    selector: selectors.BaseSelector,
+    log_read: int,
+    log: CappedLog,
+    stop: list[int],
+) -> Watch:
+    begun = moved = time.monotonic()
+    last, next_memory, forwarded = None, begun, None
+    verdict: Watch | None = None
+    while True:
+        for key, _ in selector.select(POLL_SECONDS):
+            data = _read(key.fd)
+            if data == b"":
+                selector.unregister(key.fd)
+            elif key.fd == log_read:
+                log.write(data)
+            else:
+                next(c for c in children if c.pipe == key.fd).said += data
+        now = time.monotonic()
+        _collect(children, now)
+        if all(child.exit_status is not None for child in children):
+            break
+        progress = read_progress(folder)
+        if progress != last:
+            last, moved = progress, now
+        if stop and forwarded is None:
+            forwarded = now
+            for child in children:
+                _signal(child, signal.SIGTERM)
+        if now >= next_memory:
+            next_memory = now + MEMORY_POLL_SECONDS
+            used = confine.resident_bytes(confine.descendants(os.getpid()))
+            if used > orders["memory_gib"] * 2**30:
+                verdict = Watch(
+                    "out_of_memory",
+                    f"used {used / 2**30:.1f} GiB; the limit is {orders['memory_gib']:.1f} GiB",
+                )
+        if now - begun > orders["timeout"]:
+            verdict = Watch("timeout", f"not finished after {orders['timeout']:g} s (--timeout)")
+        elif now - moved > orders["stall"]:
+            verdict = Watch("timeout", f"no step for {orders['stall']:g} s (--stall)")
+        lost = [c for c in children if c.exit_status not in (None, 0)]
+        overdue = lost and now - min(c.ended for c in lost) > 2.0
+        if verdict or overdue or (forwarded and now - forwarded > GRACE_SECONDS):
+            _kill(children)
+    left = confine.kill_all(os.getpid())
+    _drain(log_read, log)
+    for child in children:
+        child.said += _read(child.pipe) or b""
+    verdict = verdict or _verdict(children)
+    if left:
+        verdict.notes.append(f"left {len(left)} processes behind; they were killed")
+    if log.left_out:
+        verdict.notes.append(f"printed {log.total / 2**20:.0f} MiB; the log keeps its two ends")
+    return verdict
+
+
+def _verdict(children: list[Child]) -> Watch:
+    """Return what the children said, the first that failed before the others."""
+    for child in sorted(children, key=lambda c: (c.exit_status == 0, c.ended, c.rank)):
+        try:
+            outcome = json.loads(child.said)
+            status, reason = outcome["status"], outcome["reason"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return Watch("failed", _exit_text(child.exit_status))
+        notes = [str(note) for note in outcome.get("notes", [])]
+        return Watch(status, str(reason)[:500], outcome, notes)
+    return Watch("failed", "no process was started")
+
+
+def _exit_text(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"the plugin's process was killed by {signal.Signals(-status).name}"
+    return f"the plugin's process ended by itself with exit status {status}"
+
+
+def _read(descriptor: int) -> bytes | None:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except BlockingIOError:
+        return None
+
+
+def _drain(descriptor: int, log: CappedLog) -> None:
+    while data := _read(descriptor):
+        log.write(data)
+
+
+def _collect(children: list[Child], now: float) -> None:
+    """Take the exit statuses of children, and of orphans that came to us."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        for child in children:
+            if child.pid == pid:
+                child.exit_status = os.waitstatus_to_exitcode(status)
+                child.ended = now
+
+
+def _signal(child: Child, signum: int) -> None:
+    if child.exit_status is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signum)
+
+
+def _kill(children: list[Child]) -> None:
+    for child in children:
+        _signal(child, signal.SIGKILL)
+
+
+def _fork(folder: Path, rank: int, world: int, log: int) -> Child:
+    """Start a child by fork: nothing is imported again."""
+    from bench import child as process
+
+    read, write = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(write)
+        return Child(pid, read, rank)
+    status = 1
+    try:
+        os.setsid()
+        confine.die_with_parent(signal.SIGKILL, parent)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        os.close(read)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker forwards what it gets
+        status = process.confined(folder, rank, world, write)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _spawn(folder: Path, rank: int, world: int, log: int) -> Child:
+    """Start a child as a fresh interpreter: CUDA does not survive a fork."""
+    read, write = os.pipe()
+    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "bench.child", str(folder), "--outcome-fd", str(write)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        pass_fds=(write,),
+        start_new_session=True,
+    )
+    os.close(write)
+    return Child(started.pid, read, rank)
