@@ -18,7 +18,7 @@ class Store:
     def __init__(self, images: np.ndarray, labels: np.ndarray | None, device: torch.device) -> None:
         self.num_images = len(images)
         self.device = device
-        self.labels = None if labels is None else torch.as_tensor(np.asarray(labels)).to(device)
+        self.labels = None if labels is None else torch.from_numpy(np.array(labels)).to(device)
         self.array: np.ndarray | None = images
         self.tensor: Tensor | None = None
         self._ahead: tuple[bytes, Tensor] | None = None

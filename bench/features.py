@@ -1,0 +1,99 @@
+"""Features of a frozen backbone over a data set's splits, in fp32, in eval mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import backbones
+from bench.data import Dataset, Split
+
+PIXELS = 16  # side to which the floor of raw pixels averages an image
+
+
+@dataclass(frozen=True)
+class Features:
+    """What evaluations see.
+
+    Attributes:
+        train, validation, test: float32 (N, D) by stage, on the CPU; the last stage is "last".
+            `test` is None where the test split must not be opened.
+        train_labels, validation_labels, test_labels: int64 (N,).
+        class_names: one per class.
+    """
+
+    train: dict[str, Tensor]
+    validation: dict[str, Tensor]
+    test: dict[str, Tensor] | None
+    train_labels: Tensor
+    validation_labels: Tensor
+    test_labels: Tensor | None
+    class_names: tuple[str, ...]
+
+
+@torch.no_grad()
+def embed(
+    backbone: nn.Module, images: np.ndarray, *, kind: str = "rgb", batch_size: int = 256
+) -> dict[str, Tensor]:
+    """Return the stages' features of uint8 images (N, C, H, W)."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    backbone.eval()
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    parts: dict[str, list[Tensor]] = {}
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+        shown = backbones.to_input(batch.to(device), kind)
+        shown = shown.contiguous(memory_format=torch.channels_last)
+        for name, values in backbones.stages(backbone, shown).items():
+            parts.setdefault(name, []).append(values.float().cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def extract(
+    backbone: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    *,
+    kind: str = "rgb",
+    batch_size: int = 256,
+    test: bool = True,
+) -> Features:
+    """Return the features of the split's training, validation and (if `test`) test images."""
+    backbone.float().to(memory_format=torch.channels_last)
+    return _features(
+        dataset, split, test, lambda x: embed(backbone, x, kind=kind, batch_size=batch_size)
+    )
+
+
+def raw_pixels(dataset: Dataset, split: Split, *, test: bool = True) -> Features:
+    """Return the floor's features: images averaged over areas to at most 16x16, flattened."""
+
+    def pixels(images: np.ndarray) -> dict[str, Tensor]:
+        chunks = []
+        for start in range(0, len(images), 4096):
+            values = torch.from_numpy(np.array(images[start : start + 4096])).float().div_(255)
+            if values.shape[-1] > PIXELS:
+                values = torch.nn.functional.interpolate(values, (PIXELS, PIXELS), mode="area")
+            chunks.append(values.flatten(1))
+        return {"last": torch.cat(chunks)}
+
+    return _features(dataset, split, test, pixels)
+
+
+def _features(dataset: Dataset, split: Split, test: bool, measure) -> Features:
+    source = "val" if split.own else "train"
+    labels = {
+        key: torch.from_numpy(np.array(value)).long() for key, value in dataset.labels.items()
+    }
+    return Features(
+        train=measure(dataset.images["train"][split.train]),
+        validation=measure(dataset.images[source][split.val]),
+        test=measure(dataset.images["test"]) if test else None,
+        train_labels=labels["train"][split.train],
+        validation_labels=labels[source][split.val],
+        test_labels=labels["test"] if test else None,
+        class_names=dataset.class_names,
+    )
