@@ -1,0 +1,270 @@
+"""Plans: the runs that a board asks for.
+
+Pure functions of a track, cards as JSON and facts of the data. Whatever decides the trained bytes
+is resolved here, once, before it is hashed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench import ENGINE
+from bench.cards import recipe_used
+from bench.errors import UnknownName, UserError
+from bench.identity import run_id
+from bench.manager import RAW_PIXELS
+from bench.track import Track, data_name, load_track, override, pin_data, shipped
+
+__all__ = [
+    "RAW_PIXELS_METHOD",
+    "RunSpec",
+    "Track",
+    "load_track",
+    "override",
+    "parse_seeds",
+    "parse_settings",
+    "pin_data",
+    "plan",
+    "resolve_precision",
+    "shipped",
+    "total_steps",
+    "variant",
+    "with_floors",
+]
+
+SCHEMA = 1
+MAX_SEEDS = 100
+ROW_OF_CARD = ("title", "paper", "family", "role", "departs", "uses_labels", "input")
+RAW_PIXELS_METHOD: dict[str, Any] = {
+    "card": {
+        "title": "Raw pixels",
+        "paper": "",
+        "family": "floor",
+        "role": "floor",
+        "departs": "nothing",
+        "uses_labels": False,
+        "input": "rgb",
+        "defaults": {},
+        "recipes": {},
+    },
+    "config": {},
+    "sha256": "",
+    "distribution": "",
+    "version": "",
+    "local": False,
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a plan.
+
+    Attributes:
+        spec: what decides the trained bytes; its hash is in `run_id`.
+        track: the track's id.
+        plugin: what the child loads, a name or a file; None for the harness's own floor.
+        dataset: what `bench.data.load` takes; the spec has its name without folders.
+        row: what a board says of the method, as in the result schema.
+        code: plugin_sha256, distribution, version, engine, as in the result schema.
+        evaluations: [{"name": protocol, "overrides": {...}}].
+    """
+
+    run_id: str
+    spec: dict[str, Any]
+    track: str
+    plugin: str | None
+    dataset: str
+    row: dict[str, Any]
+    code: dict[str, Any]
+    evaluations: list[dict[str, Any]]
+
+
+def with_floors(track: Track, requests: Iterable[str]) -> list[str]:
+    """Return the methods that a board needs: the track's floors, the requests, the reference."""
+    wanted = [*track.floors, *requests, *([track.reference] if track.reference else [])]
+    return list(dict.fromkeys(wanted))
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return fp32 or bf16: `auto` is bf16 on CUDA, else fp32 (bf16 is a trap on most CPUs)."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.startswith("cuda") else "fp32"
+
+
+def total_steps(budget: Mapping[str, int], num_images: int, batch_size: int) -> int:
+    """Return the budget in optimiser steps; an epoch has `num_images // batch_size` of them.
+
+    Raises:
+        UserError: the batch is larger than the training set or than the budget.
+    """
+    if batch_size > num_images:
+        raise UserError(
+            f"batch size {batch_size} is larger than the {num_images} training images; "
+            "lower --batch-size or raise --limit"
+        )
+    if "steps" in budget:
+        return budget["steps"]
+    if "epochs" in budget:
+        return budget["epochs"] * (num_images // batch_size)
+    if budget["images"] < batch_size:
+        raise UserError(
+            f"a budget of {budget['images']} images is less than one batch of {batch_size}"
+        )
+    return budget["images"] // batch_size
+
+
+def plan(
+    track: Track,
+    methods: Mapping[str, Mapping[str, Any]],
+    data: Mapping[str, Any],
+    *,
+    seeds: Iterable[int],
+    device: str = "cpu",
+    processes: int = 1,
+) -> list[RunSpec]:
+    """Return the runs, seed by seed, so that an interrupted board has whole seeds.
+
+    Args:
+        methods: what `bench.probe.probe` says of each method, {name: {"card", "config", "sha256",
+            "distribution", "version", "local"}}, and "plugin", the path of a local file. The
+            harness's floor is `RAW_PIXELS: RAW_PIXELS_METHOD`.
+        data: {"facts": bench.data.facts, "splits": {seed: {"sha256", "train", "val"}}}, sizes in
+            images.
+        device: "cpu" or "cuda"; decides what precision "auto" means.
+
+    Raises:
+        UserError: the batch does not fit the training set or the number of processes.
+    """
+    if track.batch_size % processes:
+        raise UserError(
+            f"batch size {track.batch_size} cannot be shared by {processes} processes; "
+            "choose a divisor for --processes"
+        )
+    dataset, track = track.data["name"], pin_data(track, data["facts"])
+    return [
+        _run(track, dataset, name, method, data=data, seed=seed, device=device)
+        for seed in seeds
+        for name, method in methods.items()
+    ]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds: `3` is 0, 1, 2; `0,4` and `7,` are lists.
+
+    Raises:
+        UserError: not a number, negative, given twice, or more than 100.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    listed = len(parts) > 1
+    if listed and parts[-1] == "":
+        parts.pop()
+    if not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+        raise UserError(f"--seeds {text!r}: expected a number of seeds, or a list such as 0,1,2")
+    numbers = [int(part) for part in parts]
+    if (not listed and not 1 <= numbers[0] <= MAX_SEEDS) or len(numbers) > MAX_SEEDS:
+        raise UserError(f"--seeds {text!r}: expected between 1 and {MAX_SEEDS} seeds")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"--seeds {text!r} names a seed twice; name each once")
+    return numbers if listed else list(range(numbers[0]))
+
+
+def parse_settings(texts: Iterable[str], methods: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return {method: {field: text}} from `METHOD.FIELD=VALUE`.
+
+    Raises:
+        UnknownName: the method is not among those asked for.
+        UserError: the text has another form, or sets a field twice.
+    """
+    known, found = list(methods), {}
+    for text in texts:
+        match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
+        if not match:
+            raise UserError(f"--set {text!r}: expected METHOD.FIELD=VALUE")
+        method, name, value = match.groups()
+        if method not in known:
+            raise UnknownName("method among --plugins", method, known)
+        if found.setdefault(method, {}).setdefault(name, value) != value:
+            raise UserError(f"--set gives {method}.{name} twice; give it once")
+    return found
+
+
+def variant(config: Mapping[str, Any], standard: Mapping[str, Any]) -> str:
+    """Return what differs from the track's recipe, `temperature=0.5, head=none`, or nothing."""
+    changed = {name: value for name, value in config.items() if value != standard[name]}
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in sorted(changed.items())
+    )
+
+
+def _run(
+    track: Track,
+    dataset: str,
+    name: str,
+    method: Mapping[str, Any],
+    *,
+    data: Mapping[str, Any],
+    seed: int,
+    device: str,
+) -> RunSpec:
+    card, facts, split = method["card"], data["facts"], _split(data, seed)
+    trains = name != RAW_PIXELS
+    num_images = min(split["train"], track.data["limit"] or split["train"])
+    limited = {"limit": num_images} if num_images < split["train"] else {}
+    steps = total_steps(track.budget, num_images, track.batch_size)
+    spec = {
+        "schema": SCHEMA,
+        "method": name,
+        "config": method["config"],
+        "seed": seed,
+        "data": {
+            "name": data_name(facts["name"]),
+            "sha256": facts["sha256"],
+            "split": split["sha256"],
+        }
+        | limited,
+        "image_size": track.image_size,
+        "backbone": track.backbone if trains else None,
+        "budget": {"steps": steps if trains else 0},
+        "batch_size": track.batch_size,
+        "precision": resolve_precision(track.precision, device) if trains else "fp32",
+        "threads": track.threads,
+    }
+    if method["local"]:
+        spec["local"] = method["sha256"]
+    recipe = recipe_used(card, track.recipe)
+    standard = card["defaults"] if recipe == "defaults" else card["recipes"][recipe]
+    row = {key: card[key] for key in ROW_OF_CARD} | {
+        "variant": variant(method["config"], standard),
+        "origin": ("local" if method["local"] else "installed") if trains else "floor",
+        "tuning": "0",
+        "recipe": recipe if trains else "",
+        "notes": [],
+    }
+    code = {
+        "plugin_sha256": method["sha256"],
+        "distribution": method["distribution"],
+        "version": method["version"],
+        "engine": ENGINE,
+    }
+    return RunSpec(
+        run_id=run_id(spec),
+        spec=spec,
+        track=track.id,
+        plugin=(method.get("plugin") or name) if trains else None,
+        dataset=dataset,
+        row=row,
+        code=code,
+        evaluations=[{"name": n, "overrides": given} for n, given in track.evaluations.items()],
+    )
+
+
+def _split(data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
+    """Return a seed's split; JSON has turned the seeds into text."""
+    splits = data["splits"]
+    return splits[seed] if seed in splits else splits[str(seed)]

@@ -1,0 +1,260 @@
+"""A track: what the rows of one board have in common, read from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.errors import UnknownName, UserError
+from bench.identity import canonical_json, digest
+
+SHIPPED = Path(__file__).parent / "tracks"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Data(_Table):
+    name: str = Field(min_length=1)
+    image_size: int = Field(ge=8, le=1024)
+    limit: int | None = Field(default=None, ge=1)
+    sha256: str | None = None  # with test_sha256: of a data set that a path names, by `pin_data`
+    test_sha256: str | None = None
+
+
+class _Stem(_Table):
+    kernel: int = Field(ge=1, le=7)
+    stride: Literal[1, 2]
+    max_pool: bool
+
+
+class _Backbone(_Table):
+    name: str = Field(min_length=1)
+    args: dict[str, Any] = {}
+    stem: _Stem | None = None
+
+
+class _Budget(_Table):
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    images: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def one_measure(self) -> _Budget:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give exactly one of epochs, steps, images")
+        return self
+
+
+class _Content(_Table):
+    title: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    smoke: bool = False
+    seeds: list[int] = Field(min_length=1)
+    recipe: str = Field(min_length=1)
+    batch_size: int = Field(ge=2)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    jobs: int | None = Field(default=None, ge=1)
+    floors: list[str] = []
+    reference: str | None = None
+    data: _Data
+    backbone: _Backbone
+    budget: _Budget
+    evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def distinct_seeds(self) -> _Content:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return self
+
+
+@dataclass(frozen=True)
+class Track:
+    """One fair comparison: everything that its rows have in common.
+
+    Attributes:
+        id: the shipped file's name where the content is the shipped one, else `name~<6 hex>` over
+            the content. Rows of two ids never stand in one table.
+        seeds: the fixed list; a run with fewer takes its beginning.
+        recipe: the name of the plugins' recipe.
+        floors: methods that every table carries; the harness's own raw pixels among them.
+        reference: the method that learns from the labels, or None.
+        data: name, image_size, limit (only that many training images, the first; or None), and
+            sha256 and test_sha256, None unless `pin_data` filled them in.
+        backbone: name, args, stem, as `bench.backbones.build` takes it.
+        budget: one of epochs, steps, images.
+        evaluations: {protocol: overrides of its settings}.
+    """
+
+    id: str
+    title: str
+    description: str
+    smoke: bool
+    seeds: tuple[int, ...]
+    recipe: str
+    batch_size: int
+    precision: str
+    threads: int
+    jobs: int | None
+    floors: tuple[str, ...]
+    reference: str | None
+    data: dict[str, Any]
+    backbone: dict[str, Any]
+    budget: dict[str, int]
+    evaluations: dict[str, dict[str, Any]]
+
+    @property
+    def image_size(self) -> int:
+        return self.data["image_size"]
+
+
+def shipped() -> list[str]:
+    """Return the names of the tracks that come with `bench`."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def load_track(name_or_path: str) -> Track:
+    """Return a track by its shipped name or from a TOML file.
+
+    Raises:
+        UnknownName: no shipped track has the name; or a key of the file is unknown.
+        UserError: the file is missing, no TOML, or has a value out of its range.
+    """
+    if not name_or_path.endswith(".toml") and "/" not in name_or_path:
+        if name_or_path not in shipped():
+            raise UnknownName("track", name_or_path, shipped())
+        path = SHIPPED / f"{name_or_path}.toml"
+    else:
+        path = Path(name_or_path).expanduser()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", path.stem):
+        raise UserError(
+            f"track file {str(path)!r}: its name may have lower-case letters, digits, - and _ only"
+        )
+    return _track(path.stem, _read(path), f"track file {str(path)!r}")
+
+
+def override(
+    track: Track,
+    *,
+    dataset: str | None = None,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+) -> Track:
+    """Return the track with parts replaced; unless nothing changes, its id becomes `name~<6 hex>`.
+
+    A new backbone is taken without the old one's arguments, and keeps the track's stem.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    content = _content(track)
+    for table, key, value in (
+        ("data", "name", dataset),
+        ("data", "image_size", image_size),
+        ("data", "limit", limit),
+        (None, "batch_size", batch_size),
+        (None, "precision", precision),
+        (None, "threads", threads),
+    ):
+        if value is not None:
+            (content[table] if table else content)[key] = value
+    if backbone is not None and backbone != track.backbone["name"]:
+        content["backbone"] |= {"name": backbone, "args": {}}
+    if epochs is not None:
+        content["budget"] = {"epochs": epochs}
+    return _track(track.id.partition("~")[0], content, "options")
+
+
+def pin_data(track: Track, facts: Mapping[str, Any]) -> Track:
+    """Return the track with a data set that is named by a path identified by its content instead.
+
+    The id then is the same wherever the files lie, and another as soon as they change.
+    """
+    if ":" not in track.data["name"]:
+        return track
+    content = _content(track)
+    pinned = {key: facts[key] for key in ("sha256", "test_sha256")}
+    content["data"] |= pinned | {"name": data_name(facts["name"])}
+    return _track(track.id.partition("~")[0], content, f"data set {facts['name']!r}")
+
+
+def data_name(name: str) -> str:
+    """Return a data set's name without folders: `npz:/home/ada/faces.npz` is `npz:faces.npz`."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute().name}" if colon else name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"track file {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"track file {str(path)!r} is not TOML: {error}") from None
+
+
+def _track(name: str, content: dict[str, Any], origin: str) -> Track:
+    checked = _checked(content, origin)
+    canonical = canonical_json(checked)
+    track_id = name
+    shipped_file = SHIPPED / f"{name}.toml"
+    if not shipped_file.is_file() or canonical != canonical_json(
+        _checked(_read(shipped_file), f"track file {str(shipped_file)!r}")
+    ):
+        track_id = f"{name}~{digest(checked)[:6]}"
+    lists = {key: tuple(checked[key]) for key in ("seeds", "floors")}
+    return Track(id=track_id, **(checked | lists))
+
+
+def _checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return a track's content with every default filled in."""
+    _refuse_unknown_keys(content, _Content, origin, "")
+    try:
+        checked = _Content.model_validate(content).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        value = first["input"]
+        met = "" if isinstance(value, dict) or first["type"] == "missing" else f", got {value!r}"
+        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
+    checked["budget"] = {k: v for k, v in checked["budget"].items() if v is not None}
+    try:
+        canonical_json(checked)
+    except (TypeError, ValueError) as error:  # dates, NaN and the like in free-form tables
+        raise UserError(f"{origin}: {error}") from None
+    return checked
+
+
+def _refuse_unknown_keys(
+    content: Mapping[str, Any], model: type[BaseModel], origin: str, prefix: str
+) -> None:
+    fields = model.model_fields
+    for key, value in content.items():
+        if key not in fields:
+            raise UserError(f"{origin}: {UnknownName('key', prefix + key, [*map(str, fields)])}")
+        tables = [t for t in (fields[key].annotation, *get_args(fields[key].annotation)) if t]
+        for table in tables:
+            if isinstance(table, type) and issubclass(table, _Table) and isinstance(value, dict):
+                _refuse_unknown_keys(value, table, origin, f"{prefix}{key}.")
+
+
+def _content(track: Track) -> dict[str, Any]:
+    content = dataclasses.asdict(track)
+    del content["id"]
+    return content | {"seeds": list(track.seeds), "floors": list(track.floors)}
