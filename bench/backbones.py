@@ -2,7 +2,7 @@
 
 Two settings differ from timm's defaults. ResNets are built with `zero_init_last=False`: with timm's
 default an untrained one is nearly the identity and the random floor falls from 73 to 15 % on
-Fashion-MNIST. And a stem may be replaced by one 3x3 convolution, which the field uses for small images.
+Fashion-MNIST. And a stem may be replaced by one 3x3 convolution, the field's choice for small images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INPUTS = ("rgb", "gray3", "lab_l")
 
 
 def build(spec: dict[str, Any], image_size: int) -> nn.Module:
-    """Return the timm model of `spec` = {"name", "args", "stem"}, features out, randomly initialised.
+    """Return the timm model of `spec` = {"name", "args", "stem"}: features out, random weights.
 
     Args:
         spec: `stem` is None or {"kernel": k, "stride": s, "max_pool": bool}; ViTs take none.

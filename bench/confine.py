@@ -1,9 +1,9 @@
 """Confine a process that runs plugin code: where it may write, whom it may signal, when it dies.
 
 Landlock (Linux 5.13 and later) enforces it in the kernel, for children and threads too. Where the
-kernel has none the process runs unconfined, and the caller is told so. This protects against mistakes
-and against damage to other runs; it is no sandbox against a determined attacker, who may still
-read files and open connections.
+kernel has none the process runs unconfined, and the caller is told so. This protects against
+mistakes and against damage to other runs; it is no sandbox against a determined attacker, who may
+still read files and open connections.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Linear probe: l2-regularised logistic regression on frozen features, everything chosen on validation.
+"""Linear probe: l2-regularised logistic regression on frozen features, chosen on validation.
 
 Thirteen strengths of l2 are solved together on standardised features of the training images, for
 every stage; the winner on validation is refitted on training and validation images and tested once.
