@@ -207,9 +207,11 @@ def _readings(text: str) -> list[Any]:
     readings.append(text)
     for candidate in (text, f"[{text.strip().strip('()')}]"):
         try:
-            readings.append(json.loads(candidate))
+            value = json.loads(candidate)
         except ValueError:
             continue
+        if not isinstance(value, bool):  # "true" as text is no integer; as JSON it would be 1
+            readings.append(value)
     return readings
 
 
