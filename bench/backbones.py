@@ -2,7 +2,7 @@
 
 Two settings differ from timm's defaults. ResNets are built with `zero_init_last=False`: with timm's
 default an untrained one is nearly the identity and the random floor falls from 73 to 15 % on
-Fashion-MNIST. And a stem may be replaced by one 3x3 convolution, the field's choice for small images.
+Fashion-MNIST. A stem may be replaced by one 3x3 convolution, the field's choice for small images.
 """
 
 from __future__ import annotations

@@ -1,0 +1,196 @@
+"""Evaluate without training: more protocols for a run, or a checkpoint from elsewhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UserError
+from bench.identity import digest, file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bench.results import Result
+
+HEADS = ("fc.", "head.", "classifier.")
+NESTED = ("state_dict", "model", "module", "teacher", "student")
+UNKNOWN_DATA = "external: training data unknown"
+
+
+def evaluate_run(run: str, names: list[str], runs_dir: Path) -> Result:
+    """Add the protocols `names` to the result of a finished run, from its backbone's bytes.
+
+    Args:
+        run: a run id, its folder, or its result file.
+
+    Raises:
+        UserError: no such run, or its backbone is not the one that the result records.
+    """
+    from bench import data, evaluations, features, integrity, judge, results, worker
+
+    folder = runs_dir / Path(run).name.removesuffix(".json")
+    orders = worker.read_orders(folder)
+    path = Path(orders["results"]) / f"{folder.name}.json"
+    if not path.exists():
+        raise UserError(f"{folder.name} has no result yet; `bench run` finishes it")
+    kept, spec = results.read(path), orders["spec"]
+    if orders["plugin"] is None or kept.status != "done":
+        raise UserError(f"{folder.name} is {kept.status} and has no backbone; nothing to evaluate")
+    dataset = data.load(
+        orders["dataset"], image_size=spec["image_size"], on_bad_image=orders["on_bad_image"]
+    )
+    sha256 = kept.artifacts["backbone.safetensors"].sha256
+    try:
+        backbone = integrity.load_backbone(
+            spec["backbone"], spec["image_size"], folder / "backbone.safetensors", sha256
+        )
+    except (integrity.IntegrityError, FileNotFoundError) as error:
+        raise UserError(f"{folder.name} cannot be evaluated: {error}") from None
+    split = data.split(dataset, spec["seed"])
+    seen = features.extract(backbone, dataset, split, kind=kept.row.input)
+    for name in names:
+        protocol = evaluations.protocol(name, {})
+        if protocol.hash not in kept.evaluations:
+            entry = results.EvaluationEntry.model_validate(
+                judge.entry(protocol, seen, spec["seed"], True)
+            )
+            kept = results.add_evaluation(path, protocol.hash, entry)
+    return kept
+
+
+def evaluate_checkpoint(
+    backbone_spec: dict[str, Any],
+    weights: Path,
+    dataset_name: str,
+    *,
+    image_size: int,
+    names: list[str],
+    runs_dir: Path,
+    seed: int = 0,
+) -> tuple[Result, list[str]]:
+    """Evaluate a checkpoint from elsewhere; return its result and what was done to load it.
+
+    Raises:
+        UserError: the file is no checkpoint, or does not fit the backbone.
+    """
+    from bench import ENGINE, data, evaluations, features, judge, results
+    from bench.backbones import build
+
+    begun = time.monotonic()
+    backbone = build(backbone_spec, image_size)
+    notes = load_external(backbone, weights)
+    dataset = data.load(dataset_name, image_size=image_size)
+    split = data.split(dataset, seed)
+    seen = features.extract(backbone, dataset, split)
+    protocols = [evaluations.protocol(name, {}) for name in names]
+    try:
+        entries = {p.hash: judge.entry(p, seen, seed, True) for p in protocols}
+    except evaluations.NonFinite as error:
+        raise UserError(f"{weights.name}: {error}; no number is given") from None
+    facts = data.facts(dataset)
+    sha256 = file_sha256(weights)
+    method = "".join(c if c.isalnum() else "_" for c in weights.stem.lower())[:60]
+    spec = {
+        "schema": results.SCHEMA,
+        "method": method,
+        "config": {},
+        "seed": seed,
+        "data": {"name": facts["name"], "sha256": facts["sha256"], "split": split.sha256},
+        "image_size": image_size,
+        "backbone": backbone_spec,
+        "budget": {"steps": 0},
+        "batch_size": 0,
+        "precision": "fp32",
+        "threads": 1,
+        "weights": sha256,
+    }
+    track = f"external-{digest([facts['sha256'], image_size, backbone_spec])[:6]}"
+    run_id = f"{method}-s{seed}-{digest(spec)[:10]}"
+    document = {
+        "schema": results.SCHEMA,
+        "run_id": run_id,
+        "track": track,
+        "spec": spec,
+        "status": "done",
+        "row": {"origin": "external", "title": weights.name, "notes": [UNKNOWN_DATA, *notes]},
+        "code": {"engine": ENGINE},
+        "artifacts": {weights.name: {"sha256": sha256, "bytes": weights.stat().st_size}},
+        "cost": {"wall_seconds": time.monotonic() - begun},
+        "machine": judge.machine({"device": "cpu", "spec": spec}),
+        "data": judge.data_facts(dataset, split, True),
+        "evaluations": entries,
+    }
+    result = results.Result.model_validate(document)
+    path = runs_dir / "results" / track / f"{run_id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.write(path, result)
+    return results.read(path), notes
+
+
+def load_external(backbone: nn.Module, path: Path) -> list[str]:
+    """Load a checkpoint into `backbone`, strictly; return what was stripped and left out.
+
+    One prefix common to all matching keys is stripped; the weights of a classifier head are left
+    out. Nothing else is forgiven.
+
+    Raises:
+        UserError: the file is missing or no checkpoint, or keys or shapes do not match; each is
+            named.
+    """
+    weights, notes = read_weights(path), []
+    expected = backbone.state_dict()
+    if not any(key in expected for key in weights):
+        first = next(iter(expected))
+        prefix = next((key.removesuffix(first) for key in weights if key.endswith(first)), "")
+        if prefix:
+            others = len([key for key in weights if not key.startswith(prefix)])
+            notes.append(f"prefix {prefix!r} stripped; {others} keys without it left out")
+            weights = {
+                k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
+            }
+    heads = [key for key in weights if key not in expected and key.startswith(HEADS)]
+    if heads:
+        notes.append(f"head left out: {', '.join(heads)}")
+        weights = {key: value for key, value in weights.items() if key not in heads}
+    faults = [f"missing {key}" for key in expected if key not in weights]
+    faults += [f"unexpected {key}" for key in weights if key not in expected]
+    faults += [
+        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected
+        if key in weights and weights[key].shape != expected[key].shape
+    ]
+    if faults:
+        raise UserError(f"{path.name} does not fit the backbone: {', '.join(faults)}")
+    backbone.load_state_dict(weights, strict=True)
+    return notes
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file, or of a .pt file opened with weights only.
+
+    Raises:
+        UserError: no such file, or it holds no state dict.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; expected a .safetensors or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path.name} is no checkpoint that can be read safely: {text}") from None
+    for key in NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(hasattr(v, "shape") for v in content.values()):
+        raise UserError(f"{path.name} holds no state dict; expected names with tensors")
+    return content

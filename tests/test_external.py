@@ -1,0 +1,79 @@
+"""Checkpoints from elsewhere are loaded strictly, and what was done to load them is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench import backbones, results
+from bench.errors import UserError
+from bench.external import evaluate_checkpoint, load_external
+
+SPEC = {
+    "name": "resnet18",
+    "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "stem": {"kernel": 3, "stride": 2, "max_pool": False},
+}
+
+
+def weights(seed: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return backbones.build(SPEC, 32).state_dict()
+
+
+def fresh() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return backbones.build(SPEC, 32)
+
+
+def test_prefix_is_stripped_and_head_left_out_aloud(tmp_path: Path) -> None:
+    state = {f"module.encoder_q.{k}": v for k, v in weights().items()}
+    state |= {"module.encoder_q.fc.weight": torch.zeros(10, 8), "module.queue": torch.zeros(2)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "moco.pt")
+    backbone = fresh()
+    notes = load_external(backbone, tmp_path / "moco.pt")
+    assert notes == [
+        "prefix 'module.encoder_q.' stripped; 1 keys without it left out",
+        "head left out: fc.weight",
+    ]
+    assert all(torch.equal(v, weights()[k]) for k, v in backbone.state_dict().items())
+
+
+def test_every_key_that_does_not_match_is_named(tmp_path: Path) -> None:
+    state = weights()
+    state["surplus"] = torch.zeros(1)
+    del state["bn1.weight"]
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"missing bn1.weight, unexpected surplus"):
+        load_external(fresh(), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no checkpoint at all")
+    with pytest.raises(UserError, match="is no checkpoint that can be read safely") as caught:
+        load_external(fresh(), tmp_path / name)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load_external(fresh(), tmp_path / f"absent-{name}")
+
+
+def test_external_row_says_that_its_data_are_unknown(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "theirs.safetensors")
+    result, notes = evaluate_checkpoint(
+        SPEC,
+        tmp_path / "theirs.safetensors",
+        "digits",
+        image_size=32,
+        names=["knn"],
+        runs_dir=tmp_path / "runs",
+    )
+    (entry,) = result.evaluations.values()
+    assert notes == []
+    assert result.row.origin == "external"
+    assert result.row.notes == ["external: training data unknown"]
+    hits = results.unpack_bits(entry.correct["top1"], 500)
+    assert entry.metrics["top1"] == pytest.approx(100 * hits.mean())
