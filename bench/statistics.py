@@ -1,0 +1,347 @@
+"""Intervals, pairwise tests and rank intervals for the columns of a leaderboard.
+
+All on the logit of accuracy. What varies from seed to seed is estimated by the moderated variance
+of Smyth 2004 (https://doi.org/10.2202/1544-6115.1027): every row's own variance is drawn towards
+what the page's trained methods have in common, which three or five seeds alone cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import digamma, expit, ndtri, polygamma, stdtr, stdtrit
+
+LEVEL = 0.05  # of every interval, and of a column's pairs together
+POWER = 0.80  # of the difference that a board is said to resolve
+MOST_DF = 1e6  # where Student's t is the normal distribution to all printed digits
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the trained methods' seed variances have in common.
+
+    Attributes:
+        df: the degrees of freedom that it is worth; 0 if nothing is shared, inf if all is.
+        variance: of the logit accuracy over seeds.
+        pooled_df: degrees of freedom of all the variances together; no estimate has more.
+    """
+
+    df: float
+    variance: float
+    pooled_df: float
+
+
+NO_PRIOR = Prior(df=0.0, variance=0.0, pooled_df=0.0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An accuracy in percent: the mean over `n` seeds and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        """Return half of the interval's length in points."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A column's rows beside each other.
+
+    Attributes:
+        names: the M rows, in the order of the matrices.
+        cells: name -> its mean and interval.
+        ranks: name -> (best, worst) rank that the tests leave open; ranked names only.
+        p_values: (a, b) -> Holm's adjusted two-sided p for each tested pair, a before b in `names`.
+        resolvable: the smallest difference in points that a pair of this column shows with 80 %
+            power after Holm's correction, at the median accuracy; None without a pair.
+        prior: the common seed variance.
+        centers: (M,) mean logit accuracies.
+        errors: (M, M) standard errors of their differences.
+        df: (M, M) degrees of freedom of those.
+    """
+
+    names: tuple[str, ...]
+    cells: dict[str, Cell]
+    ranks: dict[str, tuple[int, int]]
+    p_values: dict[tuple[str, str], float]
+    resolvable: float | None
+    prior: Prior
+    centers: np.ndarray
+    errors: np.ndarray
+    df: np.ndarray
+
+    def difference(self, a: str, b: str) -> tuple[float, float]:
+        """Return the 95 % interval of a - b in logits, not corrected for other pairs."""
+        i, j = self.names.index(a), self.names.index(b)
+        reach = stdtrit(self.df[i, j], 1 - LEVEL / 2) * self.errors[i, j]
+        center = self.centers[i] - self.centers[j]
+        return float(center - reach), float(center + reach)
+
+
+def logit_accuracy(correct_images: np.ndarray, num_images: int) -> np.ndarray:
+    """Return log(p / (1 - p)) with p = (k + 1/2) / (N + 1), finite at 0 and at N of N."""
+    correct_images = np.asarray(correct_images, dtype=np.float64)
+    return np.log((correct_images + 0.5) / (num_images - correct_images + 0.5))
+
+
+def seed_prior(variances: Sequence[float], df: Sequence[int], *, least: float = 0.0) -> Prior:
+    """Return the common variance and its weight, by the moments of log s^2 (Smyth 2004, 6.2).
+
+    Args:
+        variances: s^2 of each method over its seeds.
+        df: seeds less one of each; methods with none are left out.
+        least: variances below are taken as this one; what rounding to whole images hides.
+    """
+    degrees = np.asarray(df, dtype=np.float64)
+    s2 = np.asarray(variances, dtype=np.float64)[degrees > 0]
+    degrees = degrees[degrees > 0]
+    if len(s2) == 0:
+        return NO_PRIOR
+    pooled = float(degrees.sum())
+    mean = float((degrees * s2).sum() / pooled)
+    s2 = np.maximum(s2, max(least, 1e-5 * float(np.median(s2))))
+    if len(s2) == 1 or not s2.all():
+        return Prior(0.0 if len(s2) == 1 else np.inf, mean, pooled)
+    logs = np.log(s2) - digamma(degrees / 2) + np.log(degrees / 2)
+    excess = float(logs.var(ddof=1) - polygamma(1, degrees / 2).mean())
+    if excess <= 0:  # the variances differ no more than their own noise
+        return Prior(np.inf, mean, pooled)
+    half = _inverse_trigamma(excess)
+    variance = float(np.exp(logs.mean() + digamma(half) - np.log(half)))
+    return Prior(2 * half, variance, pooled)
+
+
+def accuracies_prior(rows: Sequence[Sequence[float]], num_images: Sequence[int]) -> Prior:
+    """Return the prior of methods of which only the accuracies in percent are known."""
+    logits = [
+        logit_accuracy(np.asarray(percent) / 100 * count, count)
+        for percent, count in zip(rows, num_images, strict=True)
+    ]
+    seen = [values for values in logits if len(values) > 1]
+    return seed_prior([float(values.var(ddof=1)) for values in seen], [len(v) - 1 for v in seen])
+
+
+def _inverse_trigamma(value: float) -> float:
+    """Return y with trigamma(y) = value > 0, by Newton's method on 1/trigamma (convex in y)."""
+    y = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = float(polygamma(1, y))
+        change = trigamma * (1 - trigamma / value) / float(polygamma(2, y))
+        y += change
+        if abs(change) < 1e-10 * y:
+            break
+    return y
+
+
+def moderate(variance: float, df: int, prior: Prior) -> tuple[float, float]:
+    """Return the variance drawn towards the prior's, and its degrees of freedom."""
+    if prior.pooled_df == 0:
+        return variance, float(df)
+    if np.isinf(prior.df):
+        return prior.variance, prior.pooled_df
+    total = prior.df + df
+    drawn = (prior.df * prior.variance + df * variance) / total if total else 0.0
+    return drawn, min(total, prior.pooled_df)
+
+
+def cell(accuracies: Sequence[float], num_images: int, prior: Prior | None = None) -> Cell:
+    """Return the mean of accuracies in percent and its 95 % interval.
+
+    With several seeds the interval is that of the mean over seeds, with the moderated variance if
+    there is a prior; with one seed it is Wilson's for this test set.
+    """
+    percent = np.asarray(accuracies, dtype=np.float64)
+    mean = float(percent.mean())
+    if len(percent) == 1:
+        return Cell(mean, *_wilson(mean / 100, num_images), n=1)
+    logits = logit_accuracy(percent / 100 * num_images, num_images)
+    variance, df = float(logits.var(ddof=1)), float(len(percent) - 1)
+    if prior is not None:
+        variance, df = moderate(variance, len(percent) - 1, prior)
+    reach = stdtrit(df, 1 - LEVEL / 2) * np.sqrt(variance / len(percent))
+    low, high = 100 * expit(logits.mean() + np.array([-reach, reach]))
+    return Cell(mean, float(low), float(high), len(percent))
+
+
+def _wilson(share: float, num_images: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a binomial share, in percent (Wilson 1927)."""
+    z = float(ndtri(1 - LEVEL / 2))
+    shrink = 1 + z * z / num_images
+    center = (share + z * z / (2 * num_images)) / shrink
+    spread = share * (1 - share) / num_images + z * z / (4 * num_images**2)
+    reach = z * float(np.sqrt(spread)) / shrink
+    return 100 * max(center - reach, 0.0), 100 * min(center + reach, 1.0)
+
+
+def compare(
+    columns: Mapping[str, np.ndarray],
+    *,
+    pool: Collection[str] | None = None,
+    untrained: Collection[str] = (),
+    ranked: Collection[str] | None = None,
+    incomplete: Collection[str] = (),
+) -> Comparison:
+    """Compare the rows of one column.
+
+    Args:
+        columns: name -> bool (n, N): whether each of n >= 1 seeds was right on each of the N test
+            images, the same images in the same order for all.
+        pool: the trained methods whose seed variances make the prior; default: all but `untrained`.
+        untrained: rows with a seed variance of their own kind (floors), not drawn to the prior.
+        ranked: rows that are tested against each other; default: all with two seeds or more.
+        incomplete: rows among the ranked that lack seeds: below every other one, not tested.
+
+    Raises:
+        ValueError: there is no row, a row is empty, or the numbers of test images differ.
+    """
+    names = tuple(columns)
+    correct = [np.atleast_2d(np.asarray(columns[name], dtype=bool)) for name in names]
+    sizes = {array.shape[1] for array in correct}
+    if len(sizes) != 1 or 0 in sizes or any(len(array) == 0 for array in correct):
+        raise ValueError(f"rows need the same test images and a seed, got N of {sorted(sizes)}")
+    (num_images,) = sizes
+
+    seeds = np.array([len(array) for array in correct])
+    counts = [array.sum(axis=1) for array in correct]
+    logits = [logit_accuracy(count, num_images) for count in counts]
+    centers = np.array([values.mean() for values in logits])
+    slopes = 1 / (expit(centers) * expit(-centers))  # d logit / d accuracy
+    own = np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in logits])
+
+    pooled = [name not in untrained if pool is None else name in pool for name in names]
+    least = float(np.median(slopes)) ** 2 / (12 * num_images**2)  # of rounding to whole images
+    prior = seed_prior(own[pooled], (seeds - 1)[pooled], least=least)
+    moderated = [
+        moderate(own[i], seeds[i] - 1, NO_PRIOR if name in untrained else prior)
+        for i, name in enumerate(names)
+    ]
+    variances, df = np.array(moderated).T
+    drawn = np.array([name not in untrained for name in names]) & (prior.pooled_df > 0)
+    errors, pair_df = _pair_errors(correct, slopes, variances / seeds, df, prior, drawn)
+
+    cells = {
+        name: cell(100 * counts[i] / num_images, num_images, None if name in untrained else prior)
+        for i, name in enumerate(names)
+    }
+    allowed = names if ranked is None else [name for name in names if name in ranked]
+    tested = [
+        names.index(name)
+        for name in allowed
+        if name not in incomplete and seeds[names.index(name)] > 1
+    ]
+    below = [name for name in allowed if name in incomplete]
+    p_values = _test_pairs(tested, centers, errors, pair_df)
+    ranks = _rank(tested, centers, p_values, len(below))
+    last = (len(tested) + 1, len(tested) + len(below))
+    return Comparison(
+        names=names,
+        cells=cells,
+        ranks={names[i]: interval for i, interval in ranks.items()} | dict.fromkeys(below, last),
+        p_values={(names[i], names[j]): p for (i, j), p in p_values.items()},
+        resolvable=_resolvable(tested, centers, errors, pair_df),
+        prior=prior,
+        centers=centers,
+        errors=errors,
+        df=pair_df,
+    )
+
+
+def _pair_errors(
+    correct: list[np.ndarray],
+    slopes: np.ndarray,
+    seed_errors: np.ndarray,
+    df: np.ndarray,
+    prior: Prior,
+    drawn: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return standard errors and degrees of freedom of all differences, each (M, M).
+
+    A difference errs by the seeds that were drawn, s_i^2/n + s_j^2/n, and by the images that were
+    drawn, the variance over images of the seed-averaged difference in logits (delta method) / N.
+    The degrees of freedom are Satterthwaite's for these terms, except that two rows `drawn` to the
+    prior share it: it counts once, d0 + Satterthwaite's of their own.
+    """
+    num_images = correct[0].shape[1]
+    scores = np.stack([array.mean(axis=0) for array in correct]) * slopes[:, None]  # (M, N)
+    scores -= scores.mean(axis=1, keepdims=True)
+    squares = scores @ scores.T / max(num_images - 1, 1)
+    own = np.diag(squares)
+    images = np.maximum(own[:, None] + own[None, :] - 2 * squares, 0.0) / num_images
+    images[images < 1e-12 * own.max(initial=0.0)] = 0.0
+
+    from_seeds = seed_errors[:, None] + seed_errors[None, :]
+    own_df = np.array([len(array) - 1 for array in correct], dtype=np.float64)
+    shared = np.minimum(prior.df + _satterthwaite(seed_errors, own_df), prior.pooled_df)
+    both = drawn[:, None] & drawn[None, :]
+    seeds_df = np.where(both, shared, _satterthwaite(seed_errors, df)).clip(1.0, MOST_DF)
+    square = from_seeds + images
+    loss = from_seeds**2 / seeds_df + images**2 / max(num_images - 1, 1)
+    pair_df = np.divide(square**2, loss, out=np.full_like(square, MOST_DF), where=loss > 0)
+    return np.sqrt(square), pair_df.clip(1.0, MOST_DF)
+
+
+def _satterthwaite(variances: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Return the (M, M) degrees of freedom of the sums of two variances with (M,) of their own."""
+    loss = np.where(variances > 0, variances**2 / np.maximum(df, 1e-9), 0.0)
+    square, loss = np.add.outer(variances, variances) ** 2, np.add.outer(loss, loss)
+    return np.divide(square, loss, out=np.full_like(square, MOST_DF), where=loss > 0)
+
+
+def _test_pairs(
+    tested: list[int], centers: np.ndarray, errors: np.ndarray, df: np.ndarray
+) -> dict[tuple[int, int], float]:
+    """Return Holm's adjusted p of every pair of tested rows."""
+    pairs = [(i, j) for at, i in enumerate(tested) for j in tested[at + 1 :]]
+    if not pairs:
+        return {}
+    rows, others = np.array(pairs).T
+    gaps, widths = np.abs(centers[rows] - centers[others]), errors[rows, others]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(gaps == 0, 0.0, gaps / widths)
+    p = 2 * stdtr(df[rows, others], -t)
+    return dict(zip(pairs, holm(p).tolist(), strict=True))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return Holm's step-down adjusted p-values (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    steps = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * steps), 1.0)
+    return adjusted
+
+
+def _rank(
+    tested: list[int], centers: np.ndarray, p_values: dict[tuple[int, int], float], below: int
+) -> dict[int, tuple[int, int]]:
+    """Return [1 + number significantly better, M - number significantly worse] of each row."""
+    better, worse = dict.fromkeys(tested, 0), dict.fromkeys(tested, below)
+    for (i, j), p in p_values.items():
+        if p <= LEVEL:
+            above, under = (i, j) if centers[i] > centers[j] else (j, i)
+            better[under] += 1
+            worse[above] += 1
+    return {i: (1 + better[i], len(tested) + below - worse[i]) for i in tested}
+
+
+def _resolvable(
+    tested: list[int], centers: np.ndarray, errors: np.ndarray, df: np.ndarray
+) -> float | None:
+    """Return the difference in points that the median pair shows with 80 % power."""
+    upper = np.triu_indices(len(tested), k=1)
+    if len(upper[0]) == 0:
+        return None
+    error = float(np.median(errors[np.ix_(tested, tested)][upper]))
+    freedom = float(np.median(df[np.ix_(tested, tested)][upper]))
+    strictest = LEVEL / len(upper[0])
+    logits = (stdtrit(freedom, 1 - strictest / 2) + stdtrit(freedom, POWER)) * error
+    middle = float(np.median(centers[tested]))
+    return 100 * float(expit(middle + logits / 2) - expit(middle - logits / 2))
