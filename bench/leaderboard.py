@@ -1,0 +1,268 @@
+"""Results to markdown: one page per track, one index. Pure, and the same bytes everywhere.
+
+A track is a dict of what its page says: `id`, `title`, `description`, `smoke`, `seeds` (the fixed
+list), `trials` (of tuning, that a ranked row has), `data`, `licence`, `backbone`, `image_size`,
+`budget`, `batch_size`, `precision`, `data_sha256`, `floors`, `reference`, and `protocols`: a list
+of `{"id", "version", "hash", "headline"}`, where `headline` names the metric that ranks. Only `id`
+is required.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from bench.cells import decimals, join, numbers, plus_minus, table, text
+from bench.pages import is_stale, label, rows_table
+from bench.results import Result
+from bench.rows import RANKED_SEEDS, Board, TableRow, build
+
+Track = Mapping[str, Any]
+FACTS = ("data", "licence", "backbone", "image_size", "budget", "batch_size", "precision")
+
+
+def render_track(
+    track: Track,
+    results: Iterable[Result],
+    *,
+    published: Iterable[Result] = (),
+    problems: Iterable[str] = (),
+    current: Mapping[str, str] | None = None,
+    engine: int | None = None,
+    figure: str = "",
+) -> str:
+    """Return a track's page.
+
+    Args:
+        published: committed results to show beside one's own, marked so.
+        problems: lines about files that were left out, as `results.read_all` returns them.
+        current: method -> sha256 of its plugin's source today; others are not called stale.
+        engine: today's `bench.ENGINE`.
+        figure: the file name of the page's picture, if there is one.
+    """
+    board = build(track, results, published, problems)
+
+    def stale(row: TableRow) -> bool:
+        return is_stale(row, current or {}, engine)
+
+    main = [row for row in board.rows if row.section == "main"]
+    blocks = [f"# {text(track.get('title') or track['id'])}", *_opening(track, board)]
+    blocks.append(rows_table(board, main, stale=stale) if main else "No results yet.")
+    if main:
+        blocks.append(_legend(board))
+    if figure:
+        blocks.append(f"![Accuracy against training time]({figure})")
+    variants = [row for row in board.rows if row.section == "variant"]
+    if variants:
+        blocks += [
+            "## Variants",
+            "Runs with `--set`; not ranked.",
+            rows_table(board, variants, stale=stale),
+        ]
+    external = [row for row in board.rows if row.section == "external"]
+    if external:
+        said = "Checkpoints from elsewhere; their training data is unknown. Not ranked."
+        blocks += ["## External", said, rows_table(board, external, stale=stale)]
+    notes = _footnotes(track, board, stale)
+    if notes:
+        blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    if board.problems:
+        lines = "\n".join(f"- {text(problem, longest=300)}" for problem in board.problems)
+        blocks += ["## Left out", lines]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _opening(track: Track, board: Board) -> list[str]:
+    blocks = []
+    if track.get("smoke"):
+        blocks.append("**Smoke track: not for ranking.**")
+    elif not board.ranks_shown and board.rows:
+        blocks.append(f"**Too few seeds to rank:** a ranking needs {RANKED_SEEDS}.")
+    if track.get("description"):
+        blocks.append(text(track["description"], longest=2000))
+    facts = [
+        f"{name.replace('_', ' ')} {text(track[name])}" + (" px" if name == "image_size" else "")
+        for name in FACTS
+        if track.get(name) not in (None, "")
+    ]
+    seeds = _page_seeds(board)
+    if seeds:
+        facts.append(f"seeds {numbers(seeds)}")
+    if facts:
+        line = join(facts)
+        blocks.append(line[0].upper() + line[1:])
+    return blocks
+
+
+def _page_seeds(board: Board) -> list[int]:
+    trained = (row for row in board.rows if row.first.row.origin not in ("floor", "external"))
+    return sorted({seed for row in trained for seed in row.expected})
+
+
+def _legend(board: Board) -> str:
+    said = (
+        "Accuracy in percent: mean ± 95 % interval over n seeds (of the test set where n is 1), "
+        "in brackets the stage that validation chose. *Italic*: floors and reference. "
+        "Passes: encoder passes per source image with + without gradient. "
+        "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe."
+    )
+    if board.ranks_shown and board.headline:
+        said += (
+            f" Rank: the places in “{text(board.headline.title)}” that the tests leave open "
+            "(Holm over all pairs, 5 %); **bold**: may be first."
+        )
+    return f"<sub>{said}</sub>"
+
+
+def _footnotes(track: Track, board: Board, stale: Callable[[TableRow], bool]) -> list[str]:
+    rows = board.rows
+    notes = []
+    comparison = board.comparisons.get(board.headline) if board.headline else None
+    if comparison is not None and comparison.resolvable is not None and board.headline:
+        points = comparison.resolvable
+        notes.append(
+            f"**Resolution:** the smallest difference in “{text(board.headline.title)}” that this "
+            f"board shows with 80 % power is {points:.{decimals(points / 10)}f} points."
+        )
+    lacking = [note for row in rows if (note := _lacking(row))]
+    notes += [f"**Missing or failed seeds:** {note}" for note in lacking]
+    notes += [f"**Departs:** {said}" for said in sorted({_departs(row) for row in rows}) if said]
+    for row in rows:
+        said = sorted({note for result in row.results for note in result.row.notes})
+        notes += [f"**{label(row)}:** {text(note)}" for note in said]
+    missing = [name for name in track.get("floors", ()) if not _has_method(rows, name, "floor")]
+    reference = track.get("reference")
+    if reference and not _has_method(rows, reference, "ceiling"):
+        missing.append(reference)
+    if missing and rows:
+        notes.append(f"**Not run here:** {', '.join(text(name) for name in missing)}")
+    if any(stale(row) for row in rows):
+        notes.append(
+            "**Stale:** the code of these rows has changed since they ran; `bench run --stale` "
+            "runs them again."
+        )
+    notes += _data(rows)
+    notes += _provenance(rows)
+    notes += _protocols(board)
+    return notes
+
+
+def _data(rows: Sequence[TableRow]) -> list[str]:
+    runs = [result.data for row in rows for result in row.results]
+    twins = max((data.duplicates_train_test for data in runs), default=0)
+    skipped = sorted({name for data in runs for name in data.skipped})
+    notes = [f"**Data:** {twins} test images are exact copies of training images"] if twins else []
+    if skipped:
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        notes.append(f"**Skipped images:** {text(', '.join(skipped[:5]))}{more}")
+    return notes
+
+
+def _lacking(row: TableRow) -> str:
+    if row.complete or row.unsupported:
+        return ""
+    faults: dict[str, list[int]] = {}
+    for seed, fault in sorted(row.faults.items()):
+        faults.setdefault(fault, []).append(seed)
+    return f"{label(row)}: " + "; ".join(
+        f"{numbers(seeds)} {text(fault)}" for fault, seeds in sorted(faults.items())
+    )
+
+
+def _departs(row: TableRow) -> str:
+    departs = row.first.row.departs
+    return "" if departs in ("", "nothing") else f"{label(row)}: {text(departs, longest=400)}"
+
+
+def _has_method(rows: Iterable[TableRow], name: str, role: str) -> bool:
+    return any(row.first.method == name and row.first.row.role == role for row in rows)
+
+
+def _provenance(rows: Sequence[TableRow]) -> list[str]:
+    runs = [result for row in rows for result in row.good]
+    machines = Counter(_machine(result) for result in runs)
+    return [f"**Machine:** {machine}, {n} runs" for machine, n in sorted(machines.items())]
+
+
+def _machine(result: Result) -> str:
+    machine = result.machine
+    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    parts = {
+        "": [machine.device, machine.processor, f"{machine.cores} cores", f"{threads} a process"],
+        "processes ": [machine.processes if machine.processes > 1 else ""],
+        "torch ": [machine.torch],
+        "timm ": [machine.timm],
+        "precision ": [result.spec.get("precision", "")],
+    }
+    said = [f"{name}{value}" for name, values in parts.items() for value in values if value]
+    return text(", ".join(said), longest=200)
+
+
+def _protocols(board: Board) -> list[str]:
+    shown = {column.hash: f"{column.protocol} {column.version}" for column in board.columns}
+    notes = []
+    if shown:
+        said = ", ".join(f"{text(name)} `{text(key)}`" for key, name in sorted(shown.items()))
+        notes.append(f"**Protocols:** {said}")
+    others: Counter[tuple[str, int, str]] = Counter()
+    for row in board.rows:
+        for result in row.results:
+            for key, entry in result.evaluations.items():
+                if key not in shown:
+                    others[entry.id, entry.version, key] += 1
+    for (name, version, key), count in sorted(others.items()):
+        notes.append(
+            f"**Not shown:** {text(name)} {version} `{text(key)}`, which {count} runs carry; "
+            "numbers of two protocols never share a column"
+        )
+    return notes
+
+
+def page_name(track_id: str) -> str:
+    """Return the file name of a track's page."""
+    return f"{track_id}.md"
+
+
+def render_index(pages: Iterable[tuple[Track, Sequence[Result]]]) -> str:
+    """Return the index of the pages, each a track with its results."""
+    lines = []
+    for track, results in sorted(pages, key=lambda page: page[0]["id"]):
+        board = build(track, results)
+        main = [row for row in board.rows if row.section == "main"]
+        methods = [row for row in main if row.first.row.role == "method"]
+        title = text(track.get("title") or track["id"])
+        lines.append(
+            [
+                f"[{title}]({quote(page_name(track['id']))})",
+                text(track.get("data", "")),
+                str(len(methods)),
+                str(sum(len(row.results) for row in main)),
+                _best(board, [row for row in main if row.is_floor]),
+                _best(board, [row for row in main if row.is_reference]),
+                _leaders(track, board, methods),
+            ]
+        )
+    headers = ["track", "data", "methods", "runs", "best floor", "reference", "may be first"]
+    said = (
+        "Rendered from the result files in `results/`, never edited by hand. What a page says "
+        "holds for its data, backbone and budget."
+    )
+    shown = table(headers, lines, "llrrrrl") if lines else "No results yet."
+    return "\n\n".join(["# Leaderboards", shown, f"<sub>{said}</sub>"]) + "\n"
+
+
+def _best(board: Board, rows: Sequence[TableRow]) -> str:
+    """Return the headline cell of the first of some rows, which stand best first."""
+    cells = [board.cells.get((row.key, board.headline)) for row in rows if board.headline]
+    return plus_minus(cells[0]) if cells and cells[0] else ""
+
+
+def _leaders(track: Track, board: Board, methods: Sequence[TableRow]) -> str:
+    if track.get("smoke"):
+        return "smoke track: not for ranking"
+    if not board.ranks_shown:
+        return "too few seeds to rank" if methods else ""
+    ranks = [(row, board.rank(row, board.headline)) for row in methods]
+    return ", ".join(label(row) for row, rank in ranks if rank and rank[0] == 1)

@@ -1,0 +1,337 @@
+"""Result files to the rows of a page: which runs belong together, and what they may claim."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bench import statistics
+from bench.columns import Column, choose_columns, choose_headline
+from bench.errors import UserError
+from bench.results import Result, group, unpack_bits
+
+RANKED_SEEDS = 5  # a committed board's; fewer are shown and not ranked
+
+
+@dataclass(frozen=True, eq=False)
+class TableRow:
+    """One method with one configuration: its runs, one per seed.
+
+    Attributes:
+        results: all runs, by seed; `expected`: the seeds that the page asks of it.
+        several: whether the method has another row beside this one on the page.
+        published: whether the runs come from the committed results.
+        faults: seed -> why it does not count.
+    """
+
+    key: str
+    results: tuple[Result, ...]
+    expected: tuple[int, ...]
+    several: bool
+    published: bool
+    faults: dict[int, str]
+
+    @property
+    def first(self) -> Result:
+        return self.results[0]
+
+    @cached_property
+    def good(self) -> tuple[Result, ...]:
+        """Return the runs that count."""
+        return tuple(result for result in self.results if result.seed not in self.faults)
+
+    @property
+    def section(self) -> str:
+        """Return main, variant or external."""
+        if self.first.row.origin == "external":
+            return "external"
+        return "variant" if self.first.row.variant else "main"
+
+    @property
+    def is_floor(self) -> bool:
+        return self.first.row.role == "floor"
+
+    @property
+    def is_reference(self) -> bool:
+        return self.first.row.role == "ceiling"
+
+    @property
+    def complete(self) -> bool:
+        """Return whether every expected seed counts."""
+        return bool(self.good) and not self.faults
+
+    @property
+    def unsupported(self) -> bool:
+        return all(result.status == "unsupported" for result in self.results)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All that a page shows, before it is text."""
+
+    rows: list[TableRow]
+    columns: list[Column]
+    headline: Column | None
+    comparisons: dict[Column, statistics.Comparison]
+    cells: dict[tuple[str, Column], statistics.Cell]
+    ranks_shown: bool
+    trials: str
+    problems: list[str] = field(default_factory=list)
+
+    def rank(self, row: TableRow, column: Column | None) -> tuple[int, int] | None:
+        """Return the rank interval that is shown, if any."""
+        if not self.ranks_shown or column not in self.comparisons:
+            return None
+        return self.comparisons[column].ranks.get(row.key)
+
+    def stamps(self, row: TableRow) -> list[str]:
+        """Return what the tests against floors and reference say of a row."""
+        comparison = self.comparisons.get(self.headline) if self.headline else None
+        if comparison is None or row.key not in comparison.names or row.is_floor:
+            return []
+        others = [other for other in self.rows if other.section == "main"]
+        others = [other for other in others if other.key in comparison.names]
+        stamps = set()
+        for other in others:
+            low, _ = comparison.difference(row.key, other.key)
+            if other.is_floor and low <= 0:
+                harness = other.first.row.origin == "floor"
+                stamps.add("not above pixels" if harness else "not above random")
+            if other.is_reference and low > 0 and not row.first.row.uses_labels:
+                stamps.add("above the label reference: check for labels")
+        return sorted(stamps)
+
+
+def build(
+    track: Mapping[str, Any],
+    results: Iterable[Result],
+    published: Iterable[Result] = (),
+    problems: Iterable[str] = (),
+) -> Board:
+    """Group a track's runs into rows, and compare them column by column."""
+    own = {result.run_id: result for result in results}
+    old = {result.run_id: result for result in published if result.run_id not in own}
+    own, left_out = _fitting(track, own)
+    old, old_left_out = _fitting(track, old)
+    everything = [*own.values(), *old.values()]
+    columns = choose_columns(track, everything)
+    headline = choose_headline(track, columns)
+    rows = _rows(track, own, headline, published=False) + _rows(
+        track, old, headline, published=True
+    )
+    shown = {result.run_id for row in rows for result in row.results}
+    unasked = [
+        f"{result.run_id}.json: its seed is not among the first of the track's list"
+        for result in everything
+        if result.run_id not in shown
+    ]
+    correct, damaged = _correct(rows, columns)
+    rows = [row for row in rows if row.key not in damaged]
+
+    trials = str(track.get("trials", 0))
+    candidates = [row for row in rows if may_rank(row, trials)]
+    ranks_shown = not track.get("smoke") and any(
+        len(row.expected) >= RANKED_SEEDS for row in candidates
+    )
+    if ranks_shown:
+        candidates = [row for row in candidates if len(row.expected) >= RANKED_SEEDS]
+    comparisons = {
+        column: _compare(rows, {row.key for row in candidates}, correct[column])
+        for column in columns
+        if any(row.key in correct[column] for row in rows)
+    }
+    return Board(
+        rows=_ordered(rows, headline, trials),
+        columns=columns,
+        headline=headline,
+        comparisons=comparisons,
+        cells=_cells(rows, columns, comparisons),
+        ranks_shown=ranks_shown,
+        trials=trials,
+        problems=sorted([*problems, *left_out, *old_left_out, *unasked, *damaged.values()]),
+    )
+
+
+def may_rank(row: TableRow, trials: str) -> bool:
+    """Return whether a row is of the kind that is ranked: label-free, tuned like the others."""
+    card = row.first.row
+    plain = row.section == "main" and card.role == "method" and not card.uses_labels
+    return plain and card.tuning == trials
+
+
+def _fitting(
+    track: Mapping[str, Any], results: dict[str, Result]
+) -> tuple[dict[str, Result], list[str]]:
+    """Return the runs of this track on the page's own data, and a line for each other run."""
+    kept, problems = {}, []
+    hashes = Counter(_data_sha256(result) for result in results.values())
+    usual = min(hashes, key=lambda sha: (-hashes[sha], sha), default="")
+    wanted = track.get("data_sha256") or usual
+    for run_id, result in sorted(results.items()):
+        if result.track != track["id"]:
+            problems.append(f"{run_id}.json: is of the track {result.track}, not {track['id']}")
+        elif _data_sha256(result) != wanted:
+            problems.append(f"{run_id}.json: ran on other data than this page's")
+        else:
+            kept[run_id] = result
+    return kept, problems
+
+
+def _data_sha256(result: Result) -> str:
+    data = result.spec.get("data")
+    return str(data.get("sha256", "")) if isinstance(data, dict) else ""
+
+
+def _rows(
+    track: Mapping[str, Any],
+    results: dict[str, Result],
+    headline: Column | None,
+    *,
+    published: bool,
+) -> list[TableRow]:
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for _, result in sorted(results.items()):
+        name = (result.method, result.row.variant, group(result))
+        groups.setdefault(name, []).append(result)
+    expected = expected_seeds(track, results.values())
+    beside = Counter((method, variant) for method, variant, _ in groups)
+    rows = []
+    for (method, variant, config), runs in sorted(groups.items()):
+        runs.sort(key=lambda result: result.seed)
+        own_seeds = tuple(result.seed for result in runs)
+        # The harness's floor and checkpoints train nothing; a variant owes nobody all seeds.
+        alone = runs[0].row.origin in ("floor", "external") or bool(variant)
+        unlisted = not set(own_seeds) & set(expected)
+        asked = own_seeds if alone or unlisted else expected
+        runs = [result for result in runs if result.seed in asked]
+        place = "published" if published else "own"
+        rows.append(
+            TableRow(
+                key="/".join((method, variant, config, place)),
+                results=tuple(runs),
+                expected=asked,
+                several=beside[method, variant] > 1,
+                published=published,
+                faults=_faults(runs, asked, headline),
+            )
+        )
+    return rows
+
+
+def expected_seeds(track: Mapping[str, Any], results: Iterable[Result]) -> tuple[int, ...]:
+    """Return the prefix of the track's seeds that the page has reached."""
+    trained = [
+        result.seed
+        for result in results
+        if result.row.origin not in ("floor", "external") and not result.row.variant
+    ]
+    listed = list(track.get("seeds", ()))
+    reached = [place for place, seed in enumerate(listed) if seed in trained]
+    return tuple(listed[: max(reached) + 1]) if reached else tuple(sorted(set(trained)))
+
+
+def _faults(
+    runs: Sequence[Result], expected: Sequence[int], headline: Column | None
+) -> dict[int, str]:
+    faults = dict.fromkeys(expected, "missing")
+    for result in runs:
+        if result.status != "done":
+            status = result.status.replace("_", " ")
+            told = result.reason.startswith(status)
+            parts = [result.reason] if told else [status, result.reason]
+            faults[result.seed] = ": ".join(part for part in parts if part)
+        elif result.health.get("collapsed"):
+            faults[result.seed] = "collapsed"
+        elif headline is not None and headline.entry(result) is None:
+            faults[result.seed] = f"not evaluated by {headline.protocol} {headline.version}"
+        else:
+            faults.pop(result.seed, None)
+    return faults
+
+
+def _correct(
+    rows: Sequence[TableRow], columns: Sequence[Column]
+) -> tuple[dict[Column, dict[str, np.ndarray]], dict[str, str]]:
+    """Return column -> row's key -> bool (n, N), and key -> problem of rows that cannot be read."""
+    correct: dict[Column, dict[str, np.ndarray]] = {column: {} for column in columns}
+    damaged: dict[str, str] = {}
+    counts = Counter(result.data.test_images for row in rows for result in row.good)
+    num_images = min(counts, key=lambda count: (-counts[count], count), default=0)
+    for row in rows:
+        for column in columns:
+            entries = [(result, column.entry(result)) for result in row.good]
+            entries = [(r, e) for r, e in entries if e is not None and column.part in e.correct]
+            try:
+                bits = [unpack_bits(e.correct[column.part], num_images) for _, e in entries]
+            except UserError as error:
+                damaged[row.key] = f"{row.first.run_id}.json and its other seeds: {error}"
+                break
+            if bits and len(bits) == len(row.good):
+                correct[column][row.key] = np.stack(bits)
+    for of_column in correct.values():
+        for key in damaged:
+            of_column.pop(key, None)
+    return correct, damaged
+
+
+def _compare(
+    rows: Sequence[TableRow], candidates: set[str], correct: dict[str, np.ndarray]
+) -> statistics.Comparison:
+    present = [row for row in rows if row.key in correct]
+    fixed = {row.key for row in present if row.is_floor or row.section == "external"}
+    pool = {r.key for r in present if r.section == "main" and not r.is_floor and not r.published}
+    pool = pool or {row.key for row in present if row.section == "main" and not row.is_floor}
+    return statistics.compare(
+        {row.key: correct[row.key] for row in present},
+        pool=pool,
+        untrained=fixed,
+        ranked=candidates,
+        incomplete={row.key for row in present if not row.complete},
+    )
+
+
+def _cells(
+    rows: Sequence[TableRow],
+    columns: Sequence[Column],
+    comparisons: Mapping[Column, statistics.Comparison],
+) -> dict[tuple[str, Column], statistics.Cell]:
+    """Return every accuracy's cell; from the percentages alone where no answers are stored."""
+    cells = {}
+    for column in columns:
+        compared = comparisons[column].cells if column in comparisons else {}
+        values = {
+            row: [entry.metrics[column.metric] for entry in map(column.entry, row.good) if entry]
+            for row in rows
+            if column.is_accuracy and row.results and row.first.data.test_images
+        }
+        values = {row: percent for row, percent in values.items() if percent}
+        pool = [row for row in values if row.section == "main" and not row.is_floor]
+        prior = statistics.accuracies_prior(
+            [values[row] for row in pool], [row.first.data.test_images for row in pool]
+        )
+        for row, percent in values.items():
+            drawn = None if row.is_floor or row.section == "external" else prior
+            cells[row.key, column] = compared.get(row.key) or statistics.cell(
+                percent, row.first.data.test_images, drawn
+            )
+    return cells
+
+
+def _ordered(rows: Sequence[TableRow], headline: Column | None, trials: str) -> list[TableRow]:
+    """Return the rows best first; last those tuned otherwise, lacking seeds, without numbers."""
+
+    def place(row: TableRow) -> tuple[int, float, str]:
+        entries = [headline.entry(result) for result in row.good] if headline else []
+        values = [entry.metrics[headline.metric] for entry in entries if entry and headline]
+        if not values:
+            return 3, 0.0, row.key
+        tuned_otherwise = row.first.row.role == "method" and row.first.row.tuning != trials
+        tier = 2 if not row.complete else 1 if tuned_otherwise else 0
+        return tier, -sum(values) / len(values), row.key
+
+    return sorted(rows, key=place)
