@@ -1,0 +1,150 @@
+"""Accuracy against cost as an SVG that carries the hash of the rows it shows."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from bench.identity import digest
+
+ROWS_MARK = "rows sha256:"
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
+_GREY = "#767676"
+_SETTINGS = {
+    "svg.hashsalt": "bench",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+    "axes.formatter.use_locale": False,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row: accuracy in percent with its interval, and training seconds a run.
+
+    `role` is the card's; a row of 0 seconds is drawn as a line across.
+    """
+
+    label: str
+    role: str
+    seconds: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def rows_sha256(points: Sequence[Point]) -> str:
+    """Return the hash of what a picture shows, whatever the order of its rows."""
+    return digest(sorted((asdict(point) for point in points), key=digest))
+
+
+def figure_is_current(svg: str, points: Sequence[Point]) -> bool:
+    """Return whether an SVG shows these rows; its drawing may be another matplotlib's."""
+    found = re.search(rf"<!-- {ROWS_MARK} ([0-9a-f]{{64}}) -->", svg)
+    return found is not None and found[1] == rows_sha256(points)
+
+
+def cost_svg(points: Sequence[Point], *, ylabel: str = "accuracy in percent") -> str:
+    """Return the picture: training seconds on a logarithmic axis, accuracy with its interval."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ordered = sorted(
+        points, key=lambda point: (-point.accuracy, point.label, digest(asdict(point)))
+    )
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        _draw(axes, ordered)
+        axes.set_xlabel("training time of a run in seconds")
+        axes.set_ylabel(_plain(ylabel), parse_math=False)
+        axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        buffer = io.StringIO()
+        with warnings.catch_warnings():  # the reader's fonts draw the text, not matplotlib's
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    head, rest = buffer.getvalue().split("\n", 1)
+    return f"{head}\n<!-- {ROWS_MARK} {rows_sha256(points)} -->\n{rest}"
+
+
+def _draw(axes, points: Sequence[Point]) -> None:
+    """Draw points with their intervals, and lines across for rows without training."""
+    trained = [point for point in points if point.seconds > 0]
+    if trained:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        seconds = [point.seconds for point in trained]
+        axes.set_xscale("log")
+        axes.set_xlim(min(seconds) / 1.5, max(seconds) * 2.2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xticks([])
+    places = _apart(points)
+    for at, (point, place) in enumerate(zip(points, places, strict=True)):
+        color = _COLORS[at % len(_COLORS)] if point.role == "method" else _GREY
+        if point.seconds > 0:
+            errors = [[max(point.accuracy - point.low, 0)], [max(point.high - point.accuracy, 0)]]
+            marker = "o" if point.role == "method" else "D"
+            axes.errorbar(
+                point.seconds,
+                point.accuracy,
+                yerr=errors,
+                fmt=marker,
+                color=color,
+                markersize=5,
+                capsize=2,
+                linewidth=1,
+            )
+            anchor, offset, align = (point.seconds, place), (8, 0), "left"
+            transform = axes.transData
+        else:
+            axes.axhline(point.accuracy, color=color, linewidth=0.8, linestyle=(0, (4, 3)))
+            anchor, offset, align = (0.005, place), (0, 4), "left"
+            transform = axes.get_yaxis_transform()
+        axes.annotate(
+            _plain(point.label),
+            anchor,
+            xycoords=transform,
+            xytext=offset,
+            textcoords="offset points",
+            ha=align,
+            va="center_baseline" if point.seconds > 0 else "baseline",
+            color=color,
+            parse_math=False,
+        )
+
+
+def _apart(points: Sequence[Point]) -> list[float]:
+    """Return where the labels of falling points stand so that none covers one beside it."""
+    accuracies = [point.accuracy for point in points]
+    least = 0.055 * max(max(accuracies, default=0) - min(accuracies, default=0), 1.0)
+    places: list[float] = []
+    for point in points:
+        place = point.accuracy
+        for other, taken in zip(points, places, strict=False):
+            near = max(point.seconds, other.seconds) <= 2.5 * min(point.seconds, other.seconds)
+            if near and place > taken - least:
+                place = taken - least
+        places.append(place)
+    return places
+
+
+def _plain(label: str) -> str:
+    """Return a label without characters that XML, or a reader, cannot take."""
+    line = " ".join(str(label).split())
+    return "".join(mark for mark in line if unicodedata.category(mark)[0] != "C")[:60]

@@ -1,0 +1,312 @@
+"""Boards on disk: render them, tell whether they are current, publish results into them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import figures, leaderboard
+from bench.errors import UserError
+from bench.identity import run_id
+from bench.results import (
+    TERMINAL,
+    TRACK_FILE,
+    EvaluationEntry,
+    Result,
+    read,
+    read_all,
+    unpack_bits,
+    unpack_predictions,
+    write,
+    write_text,
+)
+from bench.rows import build
+
+INDEX = "README.md"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A track, its results, and the lines about files that are none."""
+
+    track: dict[str, Any]
+    results: list[Result]
+    problems: list[str]
+
+
+def read_track(folder: Path) -> dict[str, Any]:
+    """Return what a results folder's `track.json` says of its track.
+
+    Raises:
+        UserError: the file is missing, not JSON, or of another track than its folder.
+    """
+    path = folder / TRACK_FILE
+    try:
+        track = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(track, dict) or track.get("id") != folder.name:
+        raise UserError(f"{path}: expected a JSON object with id {folder.name!r}")
+    return track
+
+
+def write_track(folder: Path, track: Mapping[str, Any]) -> None:
+    """Write a results folder's `track.json`."""
+    write_text(folder / TRACK_FILE, json.dumps(dict(track), indent=1, sort_keys=True) + "\n")
+
+
+def read_pages(results_dir: Path, tracks: Sequence[Mapping[str, Any]] | None = None) -> list[Page]:
+    """Return a page per folder of `results_dir`, by track id.
+
+    `tracks` stand in for the `track.json` of their folders; a folder with neither is an error if
+    it holds results.
+    """
+    given = {track["id"]: dict(track) for track in tracks or ()}
+    pages = []
+    folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
+    for folder in folders:
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        results, problems = read_all(folder)
+        if results or problems or (folder / TRACK_FILE).exists():
+            track = given.get(folder.name) or read_track(folder)
+            pages.append(Page(track, results, problems))
+    return pages
+
+
+def render_pages(
+    pages: Sequence[Page],
+    *,
+    published: Mapping[str, Iterable[Result]] | None = None,
+    current: Mapping[str, str] | None = None,
+    engine: int | None = None,
+) -> dict[str, str]:
+    """Return file name -> text of index and pages, without their pictures."""
+    files = {INDEX: leaderboard.render_index((page.track, page.results) for page in pages)}
+    for page in pages:
+        name = page.track["id"]
+        files[leaderboard.page_name(name)] = leaderboard.render_track(
+            page.track,
+            page.results,
+            published=(published or {}).get(name, ()),
+            problems=page.problems,
+            current=current,
+            engine=engine,
+            figure=figure_name(name) if cost_points(page) else "",
+        )
+    return files
+
+
+def figure_name(track_id: str) -> str:
+    """Return the file name of a track's picture."""
+    return f"{track_id}.svg"
+
+
+def cost_points(page: Page) -> list[figures.Point]:
+    """Return what a page's picture shows: its main rows with numbers; none if nothing trained."""
+    board = build(page.track, page.results)
+    points = [
+        figures.Point(
+            label=row.first.row.title or row.first.method,
+            role=row.first.row.role,
+            seconds=float(np.median([result.cost.train_seconds for result in row.good])),
+            accuracy=cell.mean,
+            low=cell.low,
+            high=cell.high,
+        )
+        for row in board.rows
+        if row.section == "main"
+        and board.headline is not None
+        and (cell := board.cells.get((row.key, board.headline))) is not None
+    ]
+    return points if any(point.seconds > 0 for point in points) else []
+
+
+def render_all(
+    results_dir: Path,
+    out_dir: Path,
+    tracks: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    published: Mapping[str, Iterable[Result]] | None = None,
+    current: Mapping[str, str] | None = None,
+    engine: int | None = None,
+) -> list[Path]:
+    """Render a results folder's index, pages and pictures into a folder; return the files."""
+    pages = read_pages(Path(results_dir), tracks)
+    files = render_pages(pages, published=published, current=current, engine=engine)
+    return _write_boards(Path(out_dir), pages, files)
+
+
+def _write_boards(out_dir: Path, pages: Sequence[Page], files: Mapping[str, str]) -> list[Path]:
+    """Write pages, and those pictures that show other rows than they should."""
+    written = []
+    for name, text in files.items():
+        write_text(out_dir / name, text)
+        written.append(out_dir / name)
+    for page in pages:
+        points, path = cost_points(page), out_dir / figure_name(page.track["id"])
+        if points and not (path.is_file() and _is_current(path, points)):
+            write_text(path, figures.cost_svg(points))
+        if points:
+            written.append(path)
+    return written
+
+
+def _is_current(path: Path, points: Sequence[figures.Point]) -> bool:
+    return figures.figure_is_current(path.read_text(encoding="utf-8", errors="replace"), points)
+
+
+def check(
+    leaderboards_dir: Path,
+    tracks: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    current: Mapping[str, str] | None = None,
+    engine: int | None = None,
+) -> list[str]:
+    """Return one line per way in which boards differ from what their results say."""
+    folder = Path(leaderboards_dir)
+    pages = read_pages(folder / "results", tracks)
+    files = render_pages(pages, current=current, engine=engine)
+    differences = [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
+    expected = set(files)
+    for name, text in files.items():
+        path = folder / name
+        if not path.is_file():
+            differences.append(f"{name}: missing")
+        elif path.read_bytes() != text.encode():
+            differences.append(f"{name}: differs from its results")
+    for page in pages:
+        points, name = cost_points(page), figure_name(page.track["id"])
+        if not points:
+            continue
+        expected.add(name)
+        if not (folder / name).is_file():
+            differences.append(f"{name}: missing")
+        elif not _is_current(folder / name, points):
+            differences.append(f"{name}: shows other rows than its page")
+    found = {path.name for kind in ("*.md", "*.svg") for path in folder.glob(kind)}
+    differences += [f"{name}: has no results" for name in sorted(found - expected)]
+    return differences
+
+
+def publish(
+    runs_dir: Path,
+    leaderboards_dir: Path,
+    tracks: Sequence[str] | None = None,
+    *,
+    include_local: bool = False,
+    force: bool = False,
+    current: Mapping[str, str] | None = None,
+    engine: int | None = None,
+) -> list[Path]:
+    """Copy finished results into the committed boards and render them; return the files written.
+
+    All is verified and rendered before the first byte is written.
+
+    Args:
+        tracks: ids to publish; default: every one with results.
+        include_local: also rows of a plugin file that is not installed.
+        force: replace published results of the same run that differ.
+
+    Raises:
+        UserError: a result is damaged, unfinished, contradicts itself or a published one.
+    """
+    sources = Path(runs_dir) / "results"
+    target = Path(leaderboards_dir)
+    pages = [page for page in read_pages(sources) if not tracks or page.track["id"] in tracks]
+    missing = sorted(set(tracks or ()) - {page.track["id"] for page in pages})
+    if missing or not pages:
+        wanted = f"track {', '.join(missing)}" if missing else "any track"
+        raise UserError(f"{sources}: no results of {wanted}; run `bench run` first")
+    new = {
+        page.track["id"]: [r for r in page.results if include_local or r.row.origin != "local"]
+        for page in pages
+    }
+    faults = [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
+    for name, results in new.items():
+        for result in results:
+            path = target / "results" / name / f"{result.run_id}.json"
+            found = verify(result, name) or _conflict(path, result, force=force)
+            faults += [f"{name}/{result.run_id}.json: {found}"] if found else []
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise UserError(f"nothing published: {faults[0]}{more}")
+
+    after = {page.track["id"]: page for page in read_pages(target / "results")}
+    for page in pages:
+        name = page.track["id"]
+        old = after.get(name, Page({}, [], []))
+        merged = {result.run_id: result for result in [*old.results, *new[name]]}
+        replaced = tuple(f"{result.run_id}.json:" for result in new[name])
+        problems = [line for line in old.problems if not line.startswith(replaced)]
+        after[name] = Page(page.track, list(merged.values()), problems)
+    everything = [page for _, page in sorted(after.items())]
+    files = render_pages(everything, current=current, engine=engine)
+    written = []
+    for page in pages:
+        folder = target / "results" / page.track["id"]
+        write_track(folder, page.track)
+        written.append(folder / TRACK_FILE)
+        for result in new[page.track["id"]]:
+            write(folder / f"{result.run_id}.json", result)
+            written.append(folder / f"{result.run_id}.json")
+    return written + _write_boards(target, everything, files)
+
+
+def _conflict(path: Path, result: Result, *, force: bool) -> str:
+    """Return why a result may not replace the published one of the same run, or ""."""
+    if force or not path.exists():
+        return ""
+    try:
+        same = read(path).content_sha256 == result.content_sha256
+    except UserError:
+        same = False
+    return "" if same else "already published with other content; --force replaces it"
+
+
+def verify(result: Result, track_id: str) -> str:
+    """Return the first way in which a result contradicts itself, or ""."""
+    if result.track != track_id:
+        return f"is of the track {result.track}"
+    if result.run_id != run_id(result.spec):
+        return f"its spec gives the run id {run_id(result.spec)}"
+    if result.status not in TERMINAL:
+        return f"ended as {result.status}; run it again, or remove it"
+    for protocol_hash, entry in result.evaluations.items():
+        for part, packed in entry.correct.items():
+            try:
+                fault = _contradiction(result, entry, part, packed)
+            except UserError as error:
+                fault = str(error)
+            if fault:
+                return f"{entry.id} {protocol_hash}, {part}: {fault}"
+    return ""
+
+
+def _contradiction(result: Result, entry: EvaluationEntry, part: str, packed: str) -> str:
+    num_images, counts = result.data.test_images, result.data.class_counts_test
+    correct = unpack_bits(packed, num_images)
+    metric = part if part in entry.metrics else f"{part}_top1"
+    if metric not in entry.metrics:
+        return f"has answers and no metric {metric}"
+    accuracy = 100 * float(correct.mean()) if num_images else 0.0
+    if abs(accuracy - entry.metrics[metric]) > 1e-3:
+        return f"{metric} is {entry.metrics[metric]!r}, its answers give {accuracy!r}"
+    if part not in entry.predictions:
+        return "has answers and no predictions"
+    predictions = unpack_predictions(entry.predictions[part], num_images)
+    if not counts:
+        return ""
+    if sum(counts) != num_images or (num_images and predictions.max() >= len(counts)):
+        return f"predictions do not fit {len(counts)} classes of {num_images} test images"
+    right = np.bincount(predictions[correct], minlength=len(counts))
+    if (right > np.array(counts)).any():
+        return "more images of a class are right than there are"
+    return ""
