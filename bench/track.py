@@ -16,6 +16,7 @@ from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
 
 SHIPPED = Path(__file__).parent / "tracks"
+PATCH_MODELS = re.compile(r"(test_)?(vit|deit3?|beit(v2)?|eva(02)?)(_|$)")  # timm's names
 
 
 class _Table(BaseModel):
@@ -157,7 +158,8 @@ def override(
 ) -> Track:
     """Return the track with parts replaced; unless nothing changes, its id becomes `name~<6 hex>`.
 
-    A new backbone is taken without the old one's arguments, and keeps the track's stem.
+    A new backbone is taken without the old one's arguments. A convolutional one keeps the track's
+    stem; a vision transformer has patches of an eighth of the image's side instead.
 
     Raises:
         UserError: a value is out of its range.
@@ -174,7 +176,12 @@ def override(
         if value is not None:
             (content[table] if table else content)[key] = value
     if backbone is not None and backbone != track.backbone["name"]:
-        content["backbone"] |= {"name": backbone, "args": {}}
+        patches = {"patch_size": max(1, content["data"]["image_size"] // 8)}
+        content["backbone"] |= (
+            {"name": backbone, "args": patches, "stem": None}
+            if PATCH_MODELS.match(backbone)
+            else {"name": backbone, "args": {}}
+        )
     if epochs is not None:
         content["budget"] = {"epochs": epochs}
     return _track(track.id.partition("~")[0], content, "options")
@@ -247,7 +254,8 @@ def _refuse_unknown_keys(
     fields = model.model_fields
     for key, value in content.items():
         if key not in fields:
-            raise UserError(f"{origin}: {UnknownName('key', prefix + key, [*map(str, fields)])}")
+            kind = f"key of [{prefix.rstrip('.')}]" if prefix else "key"
+            raise UserError(f"{origin}: {UnknownName(kind, key, list(fields))}")
         tables = [t for t in (fields[key].annotation, *get_args(fields[key].annotation)) if t]
         for table in tables:
             if isinstance(table, type) and issubclass(table, _Table) and isinstance(value, dict):
