@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
+from bench.confine import confine_writes, die_with_parent
 from bench.errors import Diverged, Unsupported, UserError
 
 STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0}
@@ -34,9 +37,9 @@ def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
         return _outcome("failed", f"the plugin called sys.exit({error.code!r})")
     except UserError as error:
         return _outcome("failed", str(error))
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, GeneratorExit) as error:
         traceback.print_exc()
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        text = f"{type(error).__name__}: {error}"
         memory = "out of memory" in text.lower() or "can't allocate memory" in text.lower()
         return _outcome("out_of_memory" if memory else "failed", text)
 
@@ -55,7 +58,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     from bench.passes import PassCounter
 
     spec = orders["spec"]
-    os.environ["TMPDIR"] = str(folder / "tmp")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     torch.set_num_threads(spec["threads"])
     if world > 1:
         _join(folder, rank, world, orders["device"])
@@ -184,7 +187,6 @@ def confined(folder: Path, rank: int, world: int, pipe: int | None) -> int:
 
     0: told; 1: told that it failed; 130, 143: stopped by a signal, checkpoint written.
     """
-    from bench.confine import confine_writes
     from bench.engine import Interrupted
 
     device = json.loads((folder / "run.json").read_text())["device"]
@@ -208,9 +210,12 @@ def confined(folder: Path, rank: int, world: int, pipe: int | None) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m bench.child RUN_DIR [--outcome-fd N]`, also under torchrun (RANK, WORLD_SIZE)."""
+    """`python -m bench.child RUN_DIR [--worker PID OUTCOME_FD]`, also under torchrun."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    pipe = int(arguments[2]) if arguments[1:2] == ["--outcome-fd"] else None
+    pipe = None
+    if arguments[1:2] == ["--worker"]:
+        die_with_parent(signal.SIGKILL, int(arguments[2]))
+        pipe = int(arguments[3])
     return confined(Path(arguments[0]).resolve(), rank, world, pipe)
 
 

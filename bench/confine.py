@@ -8,11 +8,13 @@ still read files and open connections.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
@@ -25,6 +27,7 @@ WRITE_RIGHTS = (
 REFER, TRUNCATE = 1 << 13, 1 << 14  # since ABI 2 and 3
 FILE_RIGHTS = (1 << 1) | TRUNCATE
 SCOPE_SIGNAL = 1 << 1  # since ABI 6
+KILL_SECONDS = 10.0
 
 
 def _libc() -> ctypes.CDLL:
@@ -120,19 +123,16 @@ def resident_bytes(pids: list[int]) -> int:
 
 def kill_all(root: int) -> list[int]:
     """Kill every descendant of this process's `root` until none is left; return those killed."""
-    killed: list[int] = []
-    for _ in range(50):
-        alive = descendants(root)
-        if not alive:
-            break
+    killed: set[int] = set()
+    until = time.monotonic() + KILL_SECONDS
+    while (alive := descendants(root)) and time.monotonic() < until:
         for pid in alive:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-            except ProcessLookupError:
-                continue
+                killed.add(pid)
+        time.sleep(0.005)  # a process takes a moment to give its memory back
         reap()
-    return sorted(set(killed))
+    return sorted(killed)
 
 
 def reap() -> None:

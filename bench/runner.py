@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import UserError
 from bench.identity import digest
 from bench.meters import read_progress
 from bench.probe import fork_server
@@ -41,6 +42,7 @@ class Options:
         timeout, stall: seconds; a run longer than the first, or without a step for the second,
             ends as "timeout".
         force: run again what is finished. stale: run again what other code produced.
+        memory_gib: a run that holds more ends as "out_of_memory"; None: its share of what is free.
         dev: never open the test split; validation scores only.
     """
 
@@ -55,6 +57,7 @@ class Options:
     dev: bool = False
     on_bad_image: str = "error"
     checkpoint_seconds: float = 60.0
+    memory_gib: float | None = None
 
     @property
     def results(self) -> Path:
@@ -85,8 +88,11 @@ def carry_out(
         finished: called with each run's spec, its result (None if the worker died) and whether it
             was skipped.
         watching: called every fifth of a second with the runs under way and how many wait.
+
+    Raises:
+        UserError: another process is working on one of the runs.
     """
-    from bench import results
+    from bench import results, worker
 
     pending, failed = [], False
     for spec in specs:
@@ -95,6 +101,7 @@ def carry_out(
             pending.append(spec)
         else:
             finished(spec, kept, True)
+    _refuse_leased(pending, options)
     jobs = options.jobs or default_jobs(options.device)
     active: dict[int, Active] = {}
     stop: list[int] = []
@@ -123,7 +130,10 @@ def carry_out(
                 stop[1:] = []
             watching(list(active.values()), len(pending))
     finally:
+        for run in active.values():  # an error of ours: workers end what they started themselves
+            run.process.terminate()
         for run in active.values():
+            run.process.join(worker.GRACE_SECONDS + 5)
             run.process.kill()
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -155,7 +165,6 @@ def result_path(spec: RunSpec, options: Options) -> Path:
 def _kept(spec: RunSpec, options: Options) -> Result | None:
     """Return the result that makes this run unnecessary, or None."""
     from bench import results
-    from bench.errors import UserError
 
     path = result_path(spec, options)
     if options.force or not path.exists():
@@ -167,6 +176,17 @@ def _kept(spec: RunSpec, options: Options) -> Result | None:
     if options.stale and is_stale(kept, spec):
         return None
     return kept if kept.status in results.TERMINAL else None
+
+
+def _refuse_leased(specs: list[RunSpec], options: Options) -> None:
+    from bench import worker
+
+    for spec in specs:
+        if worker.is_leased(options.runs_dir / spec.run_id):
+            raise UserError(
+                f"{spec.run_id} is being worked on by another process; "
+                "wait for it, or choose another --runs-dir"
+            )
 
 
 def is_stale(kept: Result, spec: RunSpec) -> bool:
@@ -212,7 +232,7 @@ def lay_out(spec: RunSpec, options: Options, jobs: int = 1) -> Path:
         "on_bad_image": options.on_bad_image,
         "timeout": options.timeout,
         "stall": options.stall,
-        "memory_gib": 0.9 * available_gib() / jobs,
+        "memory_gib": options.memory_gib or 0.9 * available_gib() / jobs,
         "checkpoint_seconds": options.checkpoint_seconds,
     }
     write_atomically(folder / "run.json", json.dumps(orders, indent=1).encode())

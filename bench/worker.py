@@ -11,36 +11,27 @@ import fcntl
 import json
 import os
 import selectors
+import shutil
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import confine
+from bench import confine, processes
 from bench.childlog import CappedLog
 from bench.errors import UserError
+from bench.files import write_atomically
 from bench.identity import file_sha256
 from bench.meters import read_progress
+from bench.processes import Child
 
 GRACE_SECONDS = 20.0  # between a signal and SIGKILL: one step and a checkpoint
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.5
-
-
-@dataclass
-class Child:
-    """A process of the run: its outcome comes through `pipe`, whole, when it ends."""
-
-    pid: int
-    pipe: int
-    rank: int
-    said: bytes = b""
-    exit_status: int | None = None
-    ended: float = 0.0
 
 
 @dataclass
@@ -84,7 +75,12 @@ def main(folder: str | Path) -> int:
             watch = _train(folder, orders, stop) if orders["plugin"] else Watch("done")
             if stop:
                 raise Stopped(stop[0])
-            judge.conclude(folder, orders, watch, attempts=attempts, begun=begun)
+            try:
+                judge.conclude(folder, orders, watch, attempts=attempts, begun=begun)
+            except Exception as error:  # a row says so; the trace is for whoever reads the log
+                traceback.print_exc()
+                watch = Watch("failed", f"judging failed: {one_line(error)}")
+                judge.conclude(folder, orders, watch, attempts=attempts, begun=begun)
         except Stopped as stopped:
             return 128 + stopped.signum
         finally:
@@ -95,7 +91,11 @@ def main(folder: str | Path) -> int:
 def entry(folder: str) -> None:
     """Be the worker of `folder` in a process that the fork server made."""
     confine.die_with_parent(signal.SIGTERM, os.getppid())
-    sys.exit(main(folder))
+    try:
+        sys.exit(main(folder))
+    except UserError as error:
+        print(f"{Path(folder).name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def read_orders(folder: Path) -> dict[str, Any]:
@@ -125,10 +125,24 @@ def _lease(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_leased(folder: Path) -> bool:
+    """Return whether a worker holds the folder, or a process that one left behind."""
+    if not (folder / "lease").exists():
+        return False
+    try:
+        with _lease(folder):
+            return False
+    except UserError:
+        return True
+
+
 def _count_attempt(folder: Path) -> int:
     path = folder / "attempts"
-    count = int(path.read_text()) + 1 if path.exists() else 1
-    path.write_text(str(count))
+    try:
+        count = int(path.read_text()) + 1
+    except (OSError, ValueError):
+        count = 1
+    write_atomically(path, str(count).encode())
     return count
 
 
@@ -138,15 +152,17 @@ def _train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
         return kept
     _write_arrays(orders)
     (folder / "outcome.json").unlink(missing_ok=True)
-    (folder / "tmp").mkdir(exist_ok=True)
-    (folder / "tmp" / "rendezvous").unlink(missing_ok=True)
     (folder / "progress").unlink(missing_ok=True)
+    for unfinished in folder.glob(".*.tmp"):  # by an attempt that was killed while it wrote
+        unfinished.unlink(missing_ok=True)
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir(exist_ok=True)
     watch = _watch(folder, orders, stop)
     if watch.status == "done":
         watch = _verified(folder, watch)
     if watch.status == "done":
         text = json.dumps({"key": _key(orders), "outcome": watch.outcome, "notes": watch.notes})
-        (folder / "outcome.json").write_text(text)
+        write_atomically(folder / "outcome.json", text.encode())
     return watch
 
 
@@ -175,7 +191,7 @@ def _kept_outcome(folder: Path, orders: dict[str, Any]) -> Watch | None:
     """Return the outcome of an earlier training here if its bytes still stand."""
     try:
         kept = json.loads((folder / "outcome.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
     if kept["key"] != _key(orders):
         return None
@@ -198,7 +214,7 @@ def _watch(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
     """Start the children and return what became of them."""
     world = orders.get("processes", 1)
     log_read, log_write = os.pipe()
-    start = _spawn if orders["device"].startswith("cuda") else _fork
+    start = processes.spawn if orders["device"].startswith("cuda") else processes.fork
     children = [start(folder, rank, world, log_write) for rank in range(world)]
     os.close(log_write)
     with CappedLog(folder / "child.log") as log, selectors.DefaultSelector() as selector:
@@ -233,7 +249,7 @@ def _wait(
             else:
                 next(c for c in children if c.pipe == key.fd).said += data
         now = time.monotonic()
-        _collect(children, now)
+        processes.collect(children, now)
         if all(child.exit_status is not None for child in children):
             break
         progress = read_progress(folder)
@@ -242,7 +258,7 @@ def _wait(
         if stop and forwarded is None:
             forwarded = now
             for child in children:
-                _signal(child, signal.SIGTERM)
+                processes.send(child, signal.SIGTERM)
         if now >= next_memory:
             next_memory = now + MEMORY_POLL_SECONDS
             used = confine.resident_bytes(confine.descendants(os.getpid()))
@@ -258,7 +274,7 @@ def _wait(
         lost = [c for c in children if c.exit_status not in (None, 0)]
         overdue = lost and now - min(c.ended for c in lost) > 2.0
         if verdict or overdue or (forwarded and now - forwarded > GRACE_SECONDS):
-            _kill(children)
+            processes.kill(children)
     left = confine.kill_all(os.getpid())
     _drain(log_read, log)
     for child in children:
@@ -279,14 +295,23 @@ def _verdict(children: list[Child]) -> Watch:
             status, reason = outcome["status"], outcome["reason"]
         except (json.JSONDecodeError, KeyError, TypeError):
             return Watch("failed", _exit_text(child.exit_status))
-        notes = [str(note) for note in outcome.get("notes", [])]
-        return Watch(status, str(reason)[:500], outcome, notes)
+        if status == "interrupted":  # where the worker was stopped itself, nobody reads this
+            return Watch("failed", f"{reason}, which did not come from the worker")
+        notes = [one_line(note) for note in outcome.get("notes", [])]
+        return Watch(status, one_line(reason), outcome, notes)
     return Watch("failed", "no process was started")
+
+
+def one_line(value: object) -> str:
+    """Return a text from a plugin as one printable line of at most 500 characters."""
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return " ".join(text.split())[:500]
 
 
 def _exit_text(status: int | None) -> str:
     if status is not None and status < 0:
-        return f"the plugin's process was killed by {signal.Signals(-status).name}"
+        known = {int(s): s.name for s in signal.Signals}
+        return f"the plugin's process was killed by {known.get(-status, f'signal {-status}')}"
     return f"the plugin's process ended by itself with exit status {status}"
 
 
@@ -300,76 +325,3 @@ def _read(descriptor: int) -> bytes | None:
 def _drain(descriptor: int, log: CappedLog) -> None:
     while data := _read(descriptor):
         log.write(data)
-
-
-def _collect(children: list[Child], now: float) -> None:
-    """Take the exit statuses of children, and of orphans that came to us."""
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        for child in children:
-            if child.pid == pid:
-                child.exit_status = os.waitstatus_to_exitcode(status)
-                child.ended = now
-
-
-def _signal(child: Child, signum: int) -> None:
-    if child.exit_status is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signum)
-
-
-def _kill(children: list[Child]) -> None:
-    for child in children:
-        _signal(child, signal.SIGKILL)
-
-
-def _fork(folder: Path, rank: int, world: int, log: int) -> Child:
-    """Start a child by fork: nothing is imported again."""
-    from bench import child as process
-
-    read, write = os.pipe()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        os.close(write)
-        return Child(pid, read, rank)
-    status = 1
-    try:
-        os.setsid()
-        confine.die_with_parent(signal.SIGKILL, parent)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
-        os.close(read)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker forwards what it gets
-        status = process.confined(folder, rank, world, write)
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def _spawn(folder: Path, rank: int, world: int, log: int) -> Child:
-    """Start a child as a fresh interpreter: CUDA does not survive a fork."""
-    read, write = os.pipe()
-    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    started = subprocess.Popen(
-        [sys.executable, "-m", "bench.child", str(folder), "--outcome-fd", str(write)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=environment,
-        pass_fds=(write,),
-        start_new_session=True,
-    )
-    os.close(write)
-    return Child(started.pid, read, rank)
