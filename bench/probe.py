@@ -15,6 +15,7 @@ from typing import Any
 from bench.errors import UserError
 
 SECONDS = 600.0
+HEADLINES = {"linear_probe": "best_top1"}
 
 
 def fork_server() -> multiprocessing.context.ForkServerContext:
@@ -32,12 +33,15 @@ def probe(
     data: dict[str, Any] | None,
     seeds: list[int],
     runs_dir: Path,
+    evaluations: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return {"methods": {name: facts or {"error": line}}, "data": {"facts", "splits"}}.
+    """Return {"methods": {name: facts or {"error": line}}, "data": {"facts", "splits"},
+    "protocols": [{"id", "version", "hash", "headline"}]}.
 
     Args:
         names: installed names or paths of local files.
         data: {"name", "image_size", "on_bad_image"} or None for no data.
+        evaluations: {protocol: overrides of its settings}.
 
     Raises:
         UserError: a value of `overrides` or the data set is refused, or the process died.
@@ -48,6 +52,7 @@ def probe(
         "overrides": overrides,
         "data": data,
         "seeds": seeds,
+        "evaluations": evaluations or {},
     }
     context = fork_server()
     receive, send = context.Pipe(duplex=False)
@@ -80,7 +85,8 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
         os.dup2(null, stream)
     try:
         methods = {name: _method(name, asked) for name in asked["names"]}
-        send.send({"methods": methods, "data": _data(asked)})
+        protocols = _protocols(asked["evaluations"])
+        send.send({"methods": methods, "data": _data(asked), "protocols": protocols})
     except UserError as error:
         send.send({"refused": str(error)})
 
@@ -110,6 +116,16 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
         "local": plugin.local,
         "name": plugin.name,
     }
+
+
+def _protocols(asked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    from bench import evaluations
+
+    protocols = [evaluations.protocol(name, overrides) for name, overrides in asked.items()]
+    return [
+        {"id": p.id, "version": p.version, "hash": p.hash, "headline": HEADLINES.get(p.id, "")}
+        for p in protocols
+    ]
 
 
 def _data(asked: dict[str, Any]) -> dict[str, Any] | None:

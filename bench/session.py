@@ -1,0 +1,216 @@
+"""From the options of `bench run` and `bench plan` to runs, and from results to a page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import manager
+from bench.errors import UserError
+from bench.plan import (
+    RAW_PIXELS,
+    RAW_PIXELS_METHOD,
+    RunSpec,
+    Track,
+    load_track,
+    override,
+    parse_seeds,
+    parse_settings,
+    pin_data,
+    plan,
+)
+from bench.probe import probe
+
+if TYPE_CHECKING:
+    from bench.runner import Options
+
+QUICK_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Session:
+    """A plan, and what the boards say of its track.
+
+    Attributes:
+        broken: why each method that cannot run cannot, by name.
+        page: what `bench.leaderboard` is told of the track.
+    """
+
+    track: Track
+    specs: list[RunSpec]
+    broken: dict[str, str]
+    page: dict[str, Any]
+
+
+def prepare(
+    plugins: str,
+    *,
+    track: str = "digits",
+    overrides: Mapping[str, Any] | None = None,
+    seeds: str | None = None,
+    settings: tuple[str, ...] = (),
+    device: str = "cpu",
+    processes: int = 1,
+    on_bad_image: str = "error",
+    runs_dir: Path = Path("runs"),
+) -> Session:
+    """Return the runs that a board of these methods needs; nothing is trained.
+
+    Args:
+        plugins: names and files, split by commas, or `all`; the track's floors come with them.
+        overrides: what replaces parts of the track, see `bench.track.override`.
+        seeds: a number or a list; the first three of the track's list if not given.
+        settings: METHOD.FIELD=VALUE each.
+
+    Raises:
+        UserError: an option is refused.
+    """
+    chosen = override(load_track(track), **(overrides or {}))
+    asked = manager.select(plugins)
+    floors = [name for name in chosen.floors if name != RAW_PIXELS and name not in asked]
+    requests = [*asked, *(name for name in floors if name in manager.installed())]
+    wanted = parse_seeds(seeds) if seeds else list(chosen.seeds[:QUICK_SEEDS])
+    by_method = parse_settings(settings, [manager.method_name(r) for r in asked])
+    answer = probe(
+        requests,
+        recipe=chosen.recipe,
+        overrides=by_method,
+        data={
+            "name": chosen.data["name"],
+            "image_size": chosen.image_size,
+            "on_bad_image": on_bad_image,
+        },
+        seeds=wanted,
+        runs_dir=runs_dir,
+        evaluations=chosen.evaluations,
+    )
+    broken = {manager.method_name(r): e for r in requests if (e := answer["methods"][r]["error"])}
+    methods: dict[str, Any] = {}
+    if RAW_PIXELS in chosen.floors:
+        methods[RAW_PIXELS] = RAW_PIXELS_METHOD
+    for request in requests:
+        described = answer["methods"][request]
+        if described["error"] is None:
+            methods[manager.method_name(request)] = described | {"plugin": request}
+    facts = answer["data"]["facts"]
+    source = chosen.data["name"]
+    chosen = pin_data(chosen, facts)
+    specs = plan(chosen, methods, answer["data"], seeds=wanted, device=device, processes=processes)
+    specs = [_with_source(spec, source) for spec in specs]
+    return Session(chosen, specs, broken, _page(chosen, facts, answer["protocols"]))
+
+
+def _with_source(spec: RunSpec, source: str) -> RunSpec:
+    """Return the spec with a relative path in the data set's name made absolute."""
+    import dataclasses
+
+    kind, colon, path = source.partition(":")
+    place = f"{kind}:{Path(path).expanduser().absolute()}" if colon else source
+    return dataclasses.replace(spec, dataset=place)
+
+
+def _page(
+    track: Track, facts: Mapping[str, Any], protocols: list[dict[str, Any]]
+) -> dict[str, Any]:
+    kind, amount = next(iter(track.budget.items()))
+    args = ", ".join(f"{key}={value}" for key, value in sorted(track.backbone["args"].items()))
+    stem = track.backbone["stem"]
+    backbone = track.backbone["name"] + (f" ({args})" if args else "")
+    if stem:
+        pool = "" if stem["max_pool"] else ", no max-pool"
+        backbone += f", {stem['kernel']}x{stem['kernel']} stride-{stem['stride']} stem{pool}"
+    gray = " Gray images: views of hue and saturation have no effect."
+    return {
+        "id": track.id,
+        "title": track.title,
+        "description": " ".join(track.description.split()) + gray * (facts["channels"] == 1),
+        "smoke": track.smoke,
+        "seeds": list(track.seeds),
+        "data": facts["name"],
+        "licence": facts["licence"],
+        "backbone": backbone,
+        "image_size": track.image_size,
+        "budget": f"{amount} {kind}",
+        "batch_size": track.batch_size,
+        "precision": track.precision,
+        "protocols": protocols,
+        "floors": list(track.floors),
+        "reference": track.reference,
+        "data_sha256": facts["sha256"],
+    }
+
+
+def execute(session: Session, options: Options, *, say: Callable[[str], None], live: bool) -> int:
+    """Run the plan, render the board, return the exit status of `bench run`."""
+    from bench.console import Console
+    from bench.runner import carry_out
+
+    folder = options.results / session.track.id
+    folder.mkdir(parents=True, exist_ok=True)
+    from bench.publish import write_track
+
+    write_track(folder, session.page)
+    with Console(session, say, live=live) as console:
+        status = carry_out(
+            session.specs, options, finished=console.finished, watching=console.watching
+        )
+    return status
+
+
+def render(session: Session, options: Options) -> Path:
+    """Render the working boards, published rows beside one's own; return the track's page."""
+    from bench import ENGINE
+    from bench.leaderboard import page_name
+    from bench.publish import render_all
+    from bench.results import read_all
+
+    published = {}
+    committed = published_folder() / session.track.id
+    if committed.is_dir() and not options.dev:
+        published[session.track.id] = read_all(committed)[0]
+    out = options.runs_dir / ("leaderboards-dev" if options.dev else "leaderboards")
+    render_all(options.results, out, published=published, current=current_code(), engine=ENGINE)
+    return out / page_name(session.track.id)
+
+
+def published_folder() -> Path:
+    """Return where published results lie: of the checkout in use, else of the working folder."""
+    spec = find_spec("bench")
+    roots = [Path.cwd(), *([Path(spec.origin).parents[1]] if spec and spec.origin else [])]
+    folders = [root / "leaderboards" / "results" for root in roots]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def current_code() -> dict[str, str]:
+    """Return the sha256 of each installed method's source, without importing any."""
+    hashes = {}
+    for name, entry in manager.installed().items():
+        file = manager.source_file(entry.module)
+        if file is not None:
+            hashes[name] = manager.source_sha256(file)
+    return hashes
+
+
+def as_json(specs: list[RunSpec]) -> str:
+    """Return a plan as JSON, one object per run."""
+    rows = [{"run_id": s.run_id, "track": s.track, "spec": s.spec, "row": s.row} for s in specs]
+    return json.dumps(rows, indent=1)
+
+
+def cuda_is_asked(device: str) -> None:
+    """Refuse a CUDA device where the driver is absent, without importing torch.
+
+    Raises:
+        UserError: no NVIDIA driver is loaded.
+    """
+    if device.startswith("cuda") and not Path("/proc/driver/nvidia").exists():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise UserError(
+            f"--device {device}: no NVIDIA driver is loaded (CUDA_VISIBLE_DEVICES is {visible}); "
+            "use --device cpu"
+        )

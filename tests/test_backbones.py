@@ -1,0 +1,107 @@
+"""Backbones: any timm model at small sizes, byte-equal from one seed, stated in a line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import backbones
+from bench.errors import UserError
+
+STEM = {"kernel": 3, "stride": 1, "max_pool": False}
+CONVOLUTIONAL = (
+    "resnet10t",
+    "resnet18",
+    "test_resnet",
+    "test_convnext",
+    "mobilenetv4_conv_small",
+    "convnext_atto",
+)
+VITS = ("test_vit", "vit_tiny_patch16_224")
+
+
+def spec(name: str, stem: dict | None = None, **args: object) -> dict:
+    return {"name": name, "args": args, "stem": stem}
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [(n, s) for n in CONVOLUTIONAL for s in (None, STEM)] + [(n, None) for n in VITS],
+)
+def test_every_backbone_gives_features_and_stages(name: str, stem: dict, size: int) -> None:
+    torch.manual_seed(0)
+    backbone = backbones.build(spec(name, stem), size).eval()
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        last = backbone(images)
+        found = backbones.stages(backbone, images)
+    assert last.shape == (2, backbone.num_features if name in VITS else last.shape[1])
+    assert torch.equal(found["last"], last)
+    assert list(found)[-1] == "last"
+    assert 2 <= len(found) <= backbones.MAX_STAGES + 1
+    assert all(values.ndim == 2 and values.isfinite().all() for values in found.values())
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_stem_is_one_convolution_at_the_given_stride(name: str) -> None:
+    sizes = {}
+    for stride in (1, 2):
+        backbone = backbones.build(spec(name, STEM | {"stride": stride}), 32).eval()
+        first = next(m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d))
+        assert first.kernel_size == (3, 3)
+        assert first.padding == (1, 1)
+        with torch.no_grad():
+            maps = backbone.forward_intermediates(
+                torch.randn(1, 3, 32, 32), intermediates_only=True
+            )
+        sizes[stride] = maps[0].shape[-1]
+    assert sizes[1] == 2 * sizes[2]
+
+
+def test_seed_decides_every_byte() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        states.append(backbones.build(spec("resnet18", STEM), 32).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["conv1.weight"], states[2]["conv1.weight"])
+
+
+def test_untrained_residual_branches_are_not_zero() -> None:
+    state = backbones.build(spec("resnet18"), 32).state_dict()
+    assert all(bool(state[f"layer{i}.0.bn2.weight"].all()) for i in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (spec("resnet81"), "no timm model 'resnet81'; did you mean"),
+        (spec("resnet18", layerz=3), "timm refuses to build resnet18"),
+        (spec("test_vit", STEM), "has patches and no stem"),
+    ],
+)
+def test_bad_backbone_is_one_line(wrong: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        backbones.build(wrong, 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_description_states_arguments_and_stem() -> None:
+    told = backbones.describe(spec("resnet18", STEM, layers=[1, 1]))
+    assert told == "resnet18 (layers=[1, 1]), 3x3 stride-1 stem, no max-pool"
+
+
+def test_inputs_are_pure_transforms_of_the_image() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    rgb = backbones.to_input(images)
+    assert torch.allclose((rgb + 1) * 127.5, images.float(), atol=1e-4)
+    for kind in ("gray3", "lab_l"):
+        shown = backbones.to_input(images, kind)
+        assert torch.equal(shown[:, 0], shown[:, 2])
+    gray = images[:, :1].expand(-1, 3, -1, -1)
+    assert torch.allclose(backbones.to_input(gray, "gray3"), backbones.to_input(gray), atol=1e-5)
+    white = backbones.to_input(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), "lab_l")
+    assert torch.allclose(white, torch.ones_like(white), atol=1e-4)
+    with pytest.raises(UserError, match="no input kind 'lab'"):
+        backbones.to_input(images, "lab")
