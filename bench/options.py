@@ -1,0 +1,60 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+POSITIVE = click.IntRange(min=1)
+SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+def joined(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+as_json = click.option("--json", "json", is_flag=True, help="Print JSON.")
+runs_dir = click.option(
+    "--runs-dir", type=FOLDER, default=Path("runs"), show_default=True, help="The working folder."
+)
+leaderboards_dir = click.option(
+    "--leaderboards-dir",
+    type=FOLDER,
+    default=Path("leaderboards"),
+    show_default=True,
+    help="Where the published boards lie.",
+)
+selecting = joined(
+    click.option("--plugins", required=True, help="Names or files, split by commas, or `all`."),
+    click.option("--track", default="digits", show_default=True, help="A track, or a TOML file."),
+    click.option("--dataset", help="Another data set: a name, npz:PATH or imagefolder:PATH."),
+    click.option("--backbone", help="Another backbone: the name of a timm model."),
+    click.option("--image-size", type=POSITIVE, help="Another side of the images, in pixels."),
+    click.option("--epochs", type=POSITIVE, help="Another budget."),
+    click.option("--batch-size", type=POSITIVE, help="Source images per step."),
+    click.option("--limit", type=POSITIVE, help="Only the first N training images."),
+    click.option("--seeds", help="3 is 0, 1, 2; 0,1,2 is a list. Default: the track's first 3."),
+    click.option("--set", "settings", multiple=True, metavar="METHOD.FIELD=V", help="A variant."),
+    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Force it."),
+    click.option("--threads", type=POSITIVE, help="Threads of one run."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    click.option("--processes", type=POSITIVE, default=1, show_default=True, help="Of one run."),
+    click.option(
+        "--on-bad-image",
+        type=click.Choice(["error", "skip"]),
+        default="error",
+        show_default=True,
+        help="Whether broken image files stop a run, or are left out and counted.",
+    ),
+    runs_dir,
+)
