@@ -1,0 +1,184 @@
+"""Layers and updates that more than one method uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bench.distributed import gather, world_size
+
+
+def projection_mlp(
+    in_features: int,
+    hidden_features: int,
+    out_features: int,
+    *,
+    depth: int = 2,
+    norm: bool = False,
+    out_norm: bool = False,
+) -> nn.Sequential:
+    """Return `depth` linear layers with ReLU between them: (B, in_features) to (B, out_features).
+
+    Args:
+        depth: linear layers, 1 or more; 1 is a linear map.
+        norm: BatchNorm before each ReLU.
+        out_norm: BatchNorm after the last layer, scaled but not shifted.
+
+    Raises:
+        ValueError: depth below 1.
+    """
+    if depth < 1:
+        raise ValueError(f"a head has 1 linear layer or more, got depth {depth}")
+    widths = [in_features, *[hidden_features] * (depth - 1)]
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        layers.append(nn.Linear(before, after, bias=not norm))  # BatchNorm shifts by itself
+        layers += [nn.BatchNorm1d(after)] if norm else []
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Linear(widths[-1], out_features, bias=not out_norm))
+    if out_norm:
+        layers.append(nn.BatchNorm1d(out_features))
+        layers[-1].bias.requires_grad_(False)
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def ema_update(average: nn.Module, module: nn.Module, momentum: float) -> None:
+    """Move `average` towards `module`: momentum * average + (1 - momentum) * module, in place.
+
+    Buffers are copied. `average` is a deep copy of `module`, so that their tensors pair up.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1.0 - momentum)
+    for copy, buffer in zip(average.buffers(), module.buffers(), strict=True):
+        copy.copy_(buffer)
+
+
+def group_batch_norm(module: nn.Module) -> nn.Module:
+    """Let every BatchNorm in `module` normalise over the images of all processes.
+
+    Several processes then train like one that sees the whole batch, on CPU and CUDA alike
+    (`nn.SyncBatchNorm` refuses CPU tensors). State-dict keys stay. Returns `module`, changed in
+    place, unless it is itself a BatchNorm; with one process nothing changes.
+    """
+    if world_size() == 1:
+        return module
+    return _replace_batch_norm(module, _normalise_over_processes)
+
+
+def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
+    """Let every BatchNorm in `module` normalise `groups` consecutive parts of a batch apart.
+
+    One process then computes what `groups` processes without exchange would; the running
+    statistics follow the mean over the parts. State-dict keys stay. Returns `module`, changed in
+    place, unless it is itself a BatchNorm; with one group nothing changes.
+
+    Raises:
+        ValueError: groups below 1; in training, a batch that does not divide into the groups.
+    """
+    if groups < 1:
+        raise ValueError(f"a batch splits into 1 group or more, got {groups}")
+    if groups == 1:
+        return module
+    return _replace_batch_norm(module, partial(_normalise_groups, groups=groups))
+
+
+def _replace_batch_norm(
+    module: nn.Module, normalise: Callable[[RegroupedBatchNorm, Tensor], Tensor]
+) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        return RegroupedBatchNorm(module, normalise)
+    for name, child in module.named_children():
+        setattr(module, name, _replace_batch_norm(child, normalise))
+    return module
+
+
+class RegroupedBatchNorm(_BatchNorm):
+    """The BatchNorm `norm`, with its parameters and buffers, over other images than the batch.
+
+    Args:
+        norm: of any dimension; timm's BatchNorm with activation keeps its activation.
+        normalise: `normalise(self, images)`, used in training: returns the normalised images and
+            updates the running statistics.
+    """
+
+    def __init__(
+        self, norm: _BatchNorm, normalise: Callable[[RegroupedBatchNorm, Tensor], Tensor]
+    ) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.track_running_stats = norm.track_running_stats
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.drop = getattr(norm, "drop", nn.Identity())  # timm.layers.BatchNormAct2d
+        self.act = getattr(norm, "act", nn.Identity())
+        self.normalise = normalise
+        self.train(norm.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training or self.running_mean is None:
+            return self.act(self.drop(self.normalise(self, images)))
+        return self.act(self.drop(super().forward(images)))
+
+    def rate(self) -> float:
+        """Count one more batch; return the share that its statistics take in the running ones."""
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            return 1.0 / float(self.num_batches_tracked)
+        return self.momentum
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept (B, C) and (B, C, ...)."""
+
+
+def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tensor:
+    """Normalise (B, C, ...) by the mean and variance over all processes' images."""
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    axes = [0, *range(2, images.ndim)]
+    own_var, own_mean = torch.var_mean(wide, axes, correction=0)  # (C,) each
+    count = torch.full_like(own_mean[:1], images.numel() / images.shape[1])
+    counts, means, variances = (
+        gather(torch.cat([count, own_mean, own_var]).unsqueeze(0))  # one exchange per layer
+        .split([1, len(own_mean), len(own_var)], dim=1)
+    )
+    shares = counts / counts.sum()  # (processes, 1)
+    mean = (shares * means).sum(0)
+    # The variance around the common mean: within processes, and between their means. Unlike the
+    # mean of squares less the square of the mean, nothing large cancels.
+    var = (shares * (variances + (means - mean) ** 2)).sum(0)
+
+    if norm.running_mean is not None:
+        rate, total = norm.rate(), counts.sum()
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), rate)
+            unbiased = var * total / (total - 1)
+            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), rate)
+
+    shape = [1, -1, *[1] * (images.ndim - 2)]
+    scale = torch.rsqrt(var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    normal = (wide - mean.view(shape)) * scale.view(shape)
+    normal = normal if norm.bias is None else normal + norm.bias.view(shape)
+    return normal.to(images.dtype)
+
+
+def _normalise_groups(norm: RegroupedBatchNorm, images: Tensor, *, groups: int) -> Tensor:
+    """Normalise each of `groups` consecutive parts of (B, C, ...) by its own statistics."""
+    if len(images) % groups:
+        raise ValueError(f"a batch of {len(images)} images does not split into {groups} groups")
+    running = norm.running_mean is not None
+    means = norm.running_mean.repeat(groups, 1) if running else [None] * groups
+    variances = norm.running_var.repeat(groups, 1) if running else [None] * groups
+    rate = norm.rate() if running else 0.0
+    normal = [
+        F.batch_norm(part, mean, var, norm.weight, norm.bias, True, rate, norm.eps)
+        for part, mean, var in zip(images.chunk(groups), means, variances, strict=True)
+    ]
+    if running:
+        norm.running_mean.copy_(means.mean(0))
+        norm.running_var.copy_(variances.mean(0))
+    return torch.cat(normal)
