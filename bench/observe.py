@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import Engine, MethodCard, hookimpl, manager
+from bench.engine import Interrupted
 from bench.identity import stream
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -47,9 +48,10 @@ def observed(
     """Return hooks that do what those of `plugin` do, and leave `observed-<rank>.json` in `folder`.
 
     The record: `floor`, whether the card says so; `begun`, `ended`, steps when pretrain was called
-    and left; `fit`, whether the engine's loop ran; `influential`, the backbone's parameters that
-    its features depend on; `gradients`, {parameter: largest absolute gradient}; `writes`, paths
-    outside the folder; `parameters`, {name: sha256} of the module that pretrain returned.
+    and left; `stopped`, whether a signal ended it; `fit`, whether the engine's loop ran;
+    `influential`, the backbone's parameters that its features depend on; `gradients`, {parameter:
+    largest absolute gradient}; `writes`, paths outside the folder; `parameters`, {name: sha256} of
+    the module that pretrain returned, if it did.
 
     Args:
         plugin: an installed name or a file's path.
@@ -66,7 +68,7 @@ def observed(
 
     @hookimpl
     def pretrain(backbone: nn.Module, config: Any, engine: Engine) -> nn.Module:
-        record: dict[str, Any] = {"begun": engine.step_index, "fit": False, "parameters": {}}
+        record: dict[str, Any] = {"begun": engine.step_index, "fit": False, "stopped": False}
         record["floor"] = describe().role == "floor"
         record["influential"] = influential(backbone, engine.image_size)
         record["gradients"] = gradients = dict.fromkeys(record["influential"], 0.0)
@@ -78,6 +80,9 @@ def observed(
             model = loaded.call("pretrain", backbone=backbone, config=config, engine=engine)
             record["parameters"] = {n: _sha256(p) for n, p in model.named_parameters()}
             return model
+        except Interrupted:
+            record["stopped"] = True
+            raise
         finally:
             record |= {"ended": engine.step_index, "writes": sorted(set(writes))}
             path = Path(folder) / f"observed-{engine.rank}.json"
