@@ -1,0 +1,131 @@
+"""Two processes train as one does: the same losses and parameters in float64, equal ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bench.engine import Trainer
+from bench.layers import group_batch_norm
+from bench.probe import fork_server
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
+LABELS = np.arange(24) % 4
+STEPS, BATCH_SIZE, SECONDS = 3, 8, 60
+
+
+class Classifier(nn.Module):
+    """A convolutional classifier that keeps its losses; `norm` says which layers have BatchNorm."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        layers = [nn.BatchNorm2d(4)] if norm else []
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.ReLU(), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(144, 6), *([nn.BatchNorm1d(6)] if norm else []))
+        self.classify = nn.Linear(6, 4)
+        self.losses: list[Tensor] = []
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss = cross_entropy(self.classify(self.head(self.backbone(images))), labels)
+        self.losses.append(loss.detach())
+        return loss
+
+
+def jitter(images: Tensor, draws: Any) -> Tensor:
+    """A view whose numbers are drawn for the whole batch and sliced by process."""
+    return (images + 0.1 * draws.uniform()[:, None, None, None].to(images)).clamp(0, 1)
+
+
+def train(rank: int, world: int, folder: str, settings: dict[str, Any]) -> None:
+    """Train in this process, one of `world`; leave `<rank>.pt` in `folder`."""
+    torch.set_num_threads(1)
+    place = Path(folder)
+    if world > 1:
+        where = f"file://{place / 'rendezvous'}"
+        dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+    engine = Trainer(
+        IMAGES,
+        LABELS,
+        4,
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        seed=0,
+        folder=place,
+        precision="fp64",
+        rank=rank,
+        world=world,
+    )
+    # Processes begin from other weights; `prepare` makes them equal to the first one's.
+    torch.manual_seed(rank)
+    model = Classifier(settings["norm"])
+    model = group_batch_norm(model) if settings["group"] else model
+    engine.fit(model, views=(jitter,), **settings["recipe"])
+    state = {"losses": torch.stack(model.losses), "model": model.state_dict()}
+    torch.save(state, place / f"{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def trained(folder: Path, world: int, **settings: Any) -> list[dict[str, Any]]:
+    """Return what each of `world` processes ended with."""
+    place = folder / f"world{world}"
+    place.mkdir()
+    context = fork_server()
+    processes = [
+        context.Process(target=train, args=(rank, world, str(place), settings))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(SECONDS)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * world
+    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def largest_difference(one: dict[str, Any], two: dict[str, Any]) -> float:
+    """Return the largest difference between two states, parameters and buffers alike."""
+    assert one.keys() == two.keys()
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 1e-2}
+ADAMW = {"optimizer": "adamw", "lr": 0.05, "max_grad_norm": 0.1, "schedule": "constant"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"norm": True, "group": True, "recipe": SGD}, id="grouped BatchNorm"),
+        pytest.param({"norm": False, "group": False, "recipe": SGD}, id="no BatchNorm"),
+        pytest.param({"norm": False, "group": False, "recipe": ADAMW}, id="clipped AdamW"),
+    ],
+)
+def test_two_processes_train_as_one(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (whole,) = trained(tmp_path, 1, **settings)
+    first, second = trained(tmp_path, 2, **settings)
+    assert whole["losses"].shape == (STEPS,)
+    assert whole["losses"].dtype == torch.float64
+    mean = (first["losses"] + second["losses"]) / 2
+    assert torch.allclose(mean, whole["losses"], rtol=0, atol=1e-9)
+    assert largest_difference(first["model"], whole["model"]) < 1e-9
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
+
+
+def test_batch_norm_per_process_is_another_training(tmp_path: Path) -> None:
+    """The control: what `group_batch_norm` makes equal is not equal without it."""
+    settings = {"norm": True, "group": False, "recipe": SGD}
+    (whole,) = trained(tmp_path, 1, **settings)
+    first, second = trained(tmp_path, 2, **settings)
+    assert largest_difference(first["model"], whole["model"]) > 1e-3
+    parameters = [name for name, _ in Classifier(norm=True).named_parameters()]
+    assert all(torch.equal(first["model"][name], second["model"][name]) for name in parameters)
