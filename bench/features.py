@@ -49,7 +49,13 @@ def embed(
         shown = shown.contiguous(memory_format=torch.channels_last)
         for name, values in backbones.stages(backbone, shown).items():
             parts.setdefault(name, []).append(values.float().cpu())
-    return {name: torch.cat(values) for name, values in parts.items()}
+    found = {name: torch.cat(values) for name, values in parts.items()}
+    return {n: v for n, v in found.items() if n == "last" or not _is_same(v, found["last"])}
+
+
+def _is_same(stage: Tensor, last: Tensor) -> bool:
+    """Return whether a stage is the last one under another name, as a ResNet's final map is."""
+    return stage.shape == last.shape and torch.allclose(stage, last, rtol=1e-4, atol=1e-6)
 
 
 def extract(

@@ -42,6 +42,7 @@ class Options:
         timeout, stall: seconds; a run longer than the first, or without a step for the second,
             ends as "timeout".
         force: run again what is finished. stale: run again what other code produced.
+        results_dir: where results go; None: into the working folder.
         memory_gib: a run that holds more ends as "out_of_memory"; None: its share of what is free.
         dev: never open the test split; validation scores only.
     """
@@ -58,11 +59,13 @@ class Options:
     on_bad_image: str = "error"
     checkpoint_seconds: float = 60.0
     memory_gib: float | None = None
+    results_dir: Path | None = None
 
     @property
     def results(self) -> Path:
         """Where results lie; validation-only ones are kept apart."""
-        return self.runs_dir / ("results-dev" if self.dev else "results")
+        usual = self.runs_dir / ("results-dev" if self.dev else "results")
+        return self.results_dir or usual
 
 
 @dataclass

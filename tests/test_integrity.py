@@ -167,3 +167,16 @@ def test_health_changes_neither_mode_nor_random_state() -> None:
     assert net.training
     assert integrity.weights_sha256(net) == before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_stage_that_is_the_output_is_measured_once() -> None:
+    net = backbone()
+    both = backbones.stages(net.eval(), torch.zeros(2, 3, 32, 32))
+    assert list(both)[-2:] == ["stage5", "last"]  # the pooled final map and the output
+    assert list(extract(net, DATASET, SPLIT).train) == [
+        "stage1",
+        "stage2",
+        "stage3",
+        "stage4",
+        "last",
+    ]
