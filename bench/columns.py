@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of one protocol hash."""
+    """One metric of one protocol hash; of the validation split if `validation`."""
 
     protocol: str
     version: int
     hash: str
     metric: str
     title: str
+    validation: bool = False
 
     @property
     def is_accuracy(self) -> bool:
@@ -30,13 +31,37 @@ class Column:
 
     @property
     def part(self) -> str:
-        """Return under which name `correct` and `chosen` hold this metric's part."""
+        """Return under which name `chosen` holds this metric's part."""
         return self.metric.removesuffix("_top1")
 
     def entry(self, result: Result) -> EvaluationEntry | None:
-        """Return a run's entry if it has this metric."""
+        """Return a run's entry if it has this metric, of this column's split."""
         entry = result.evaluations.get(self.hash)
-        return entry if entry is not None and self.metric in entry.metrics else None
+        if entry is None or is_validation(entry) != self.validation:
+            return None
+        return entry if self.metric in scores(entry) else None
+
+    def values(self, results: Iterable[Result]) -> list[float]:
+        """Return the metric of those runs that have it."""
+        return [scores(entry)[self.metric] for entry in map(self.entry, results) if entry]
+
+    def answers(self, entry: EvaluationEntry) -> str | None:
+        """Return the packed truths behind this metric, if they are stored."""
+        return entry.correct.get(self.metric, entry.correct.get(self.part))
+
+    def num_images(self, result: Result) -> int:
+        """Return how many images the metric is over."""
+        return result.data.validation_images if self.validation else result.data.test_images
+
+
+def is_validation(entry: EvaluationEntry) -> bool:
+    """Return whether an entry never opened the test split (`--dev`)."""
+    return entry.test_reads == 0
+
+
+def scores(entry: EvaluationEntry) -> dict[str, float]:
+    """Return an entry's metrics: on test, or on validation if test was never opened."""
+    return entry.validation if is_validation(entry) else entry.metrics
 
 
 def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[Column]:
@@ -53,6 +78,8 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
                 for protocol_hash, entry in result.evaluations.items()
             }
         )
+    entries = [entry for result in results for entry in result.evaluations.values()]
+    validation = bool(entries) and all(map(is_validation, entries))
     newest = {name: max((v, h) for n, v, h in known if n == name) for name, _, _ in known}
     columns = []
     for name, (version, protocol_hash) in newest.items():
@@ -62,11 +89,12 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
                 metric
                 for result in results
                 if protocol_hash in result.evaluations
-                for metric in result.evaluations[protocol_hash].metrics
+                for metric in scores(result.evaluations[protocol_hash])
             }
             metrics = [(metric, f"{name}: {metric}") for metric in sorted(found)]
         columns += [
-            Column(name, version, protocol_hash, metric, title) for metric, title in metrics
+            Column(name, version, protocol_hash, metric, title, validation)
+            for metric, title in metrics
         ]
     return [c for c in columns if not results or any(c.entry(result) for result in results)]
 

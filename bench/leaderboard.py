@@ -76,7 +76,9 @@ def render_track(
 
 def _opening(track: Track, board: Board) -> list[str]:
     blocks = []
-    if track.get("smoke"):
+    if board.headline is not None and board.headline.validation:
+        blocks.append("**Validation scores: the test split was not opened. Not ranked.**")
+    elif track.get("smoke"):
         blocks.append("**Smoke track: not for ranking.**")
     elif not board.ranks_shown and board.rows:
         blocks.append(f"**Too few seeds to rank:** a ranking needs {RANKED_SEEDS}.")
@@ -103,7 +105,7 @@ def _page_seeds(board: Board) -> list[int]:
 
 def _legend(board: Board) -> str:
     said = (
-        "Accuracy in percent: mean ± 95 % interval over n seeds (of the test set where n is 1), "
+        "Accuracy in percent: mean ± 95 % interval over n seeds (of the images where n is 1), "
         "in brackets the stage that validation chose. *Italic*: floors and reference. "
         "Passes: encoder passes per source image with + without gradient. "
         "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe."

@@ -62,8 +62,7 @@ def _letters(name: str) -> str:
 def _accuracy(board: Board, row: TableRow, column: Column) -> str:
     cell = board.cells.get((row.key, column))
     if cell is None:
-        entries = [column.entry(result) for result in row.good]
-        values = [entry.metrics[column.metric] for entry in entries if entry]
+        values = column.values(row.good)
         return short(sum(values) / len(values)) if values else ""
     shown = plus_minus(cell)
     rank = board.rank(row, column)

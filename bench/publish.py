@@ -40,12 +40,15 @@ class Page:
 
 
 def read_track(folder: Path) -> dict[str, Any]:
-    """Return what a results folder's `track.json` says of its track.
+    """Return what a results folder's `track.json` says of its track; the least if there is none.
 
     Raises:
-        UserError: the file is missing, not JSON, or of another track than its folder.
+        UserError: the file is not JSON, or of another track than its folder.
     """
     path = folder / TRACK_FILE
+    if not path.exists():
+        said = "No track says what these results have in common."
+        return {"id": folder.name, "description": said, "smoke": True}
     try:
         track = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -65,8 +68,7 @@ def write_track(folder: Path, track: Mapping[str, Any]) -> None:
 def read_pages(results_dir: Path, tracks: Sequence[Mapping[str, Any]] | None = None) -> list[Page]:
     """Return a page per folder of `results_dir`, by track id.
 
-    `tracks` stand in for the `track.json` of their folders; a folder with neither is an error if
-    it holds results.
+    `tracks` stand in for the `track.json` of their folders.
     """
     given = {track["id"]: dict(track) for track in tracks or ()}
     pages = []
@@ -212,7 +214,8 @@ def publish(
 
     Args:
         tracks: ids to publish; default: every one with results.
-        include_local: also rows of a plugin file that is not installed.
+        include_local: also rows that only this machine has the code or the training data of:
+            plugin files that are not installed, and checkpoints from elsewhere.
         force: replace published results of the same run that differ.
 
     Raises:
@@ -226,9 +229,19 @@ def publish(
         wanted = f"track {', '.join(missing)}" if missing else "any track"
         raise UserError(f"{sources}: no results of {wanted}; run `bench run` first")
     new = {
-        page.track["id"]: [r for r in page.results if include_local or r.row.origin != "local"]
+        page.track["id"]: [
+            result
+            for result in page.results
+            if include_local or result.row.origin not in ("local", "external")
+        ]
         for page in pages
     }
+    pages = [page for page in pages if new[page.track["id"]] or page.problems]
+    if not pages:
+        raise UserError(
+            f"{sources}: only rows of local plugin files or external checkpoints; "
+            "--include-local publishes them"
+        )
     faults = [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
     for name, results in new.items():
         for result in results:

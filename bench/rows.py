@@ -121,9 +121,11 @@ def build(
     everything = [*own.values(), *old.values()]
     columns = choose_columns(track, everything)
     headline = choose_headline(track, columns)
-    rows = _rows(track, own, headline, published=False) + _rows(
-        track, old, headline, published=True
-    )
+    flat = _collapsed(columns, everything)
+    rows = [
+        *_rows(track, own, headline, flat, published=False),
+        *_rows(track, old, headline, flat, published=True),
+    ]
     shown = {result.run_id for row in rows for result in row.results}
     unasked = [
         f"{result.run_id}.json: its seed is not among the first of the track's list"
@@ -135,8 +137,11 @@ def build(
 
     trials = str(track.get("trials", 0))
     candidates = [row for row in rows if may_rank(row, trials)]
-    ranks_shown = not track.get("smoke") and any(
-        len(row.expected) >= RANKED_SEEDS for row in candidates
+    validation = headline is not None and headline.validation
+    ranks_shown = (
+        not track.get("smoke")
+        and not validation
+        and any(len(row.expected) >= RANKED_SEEDS for row in candidates)
     )
     if ranks_shown:
         candidates = [row for row in candidates if len(row.expected) >= RANKED_SEEDS]
@@ -191,6 +196,7 @@ def _rows(
     track: Mapping[str, Any],
     results: dict[str, Result],
     headline: Column | None,
+    collapsed: set[str],
     *,
     published: bool,
 ) -> list[TableRow]:
@@ -217,7 +223,7 @@ def _rows(
                 expected=asked,
                 several=beside[method, variant] > 1,
                 published=published,
-                faults=_faults(runs, asked, headline),
+                faults=_faults(runs, asked, headline, collapsed),
             )
         )
     return rows
@@ -235,8 +241,31 @@ def expected_seeds(track: Mapping[str, Any], results: Iterable[Result]) -> tuple
     return tuple(listed[: max(reached) + 1]) if reached else tuple(sorted(set(trained)))
 
 
+def _collapsed(columns: Sequence[Column], results: Sequence[Result]) -> set[str]:
+    """Return the run ids of constant features that kNN does not tell from random ones.
+
+    That features hardly vary is the run's own finding (`health`); some such still classify.
+    """
+    flat = [r for r in results if r.health.get("collapsed") and r.row.role != "floor"]
+    knn = next((column for column in columns if column.protocol == "knn"), None)
+    floors = [r for r in results if r.row.role == "floor" and r.row.origin != "floor"]
+    random = knn.values(r for r in floors if not r.row.variant) if knn else []
+    if knn is None or not random:
+        return {result.run_id for result in flat}
+    level = sum(random) / len(random)
+    return {
+        result.run_id
+        for result in flat
+        for value in knn.values([result])
+        if statistics.cell([value], max(knn.num_images(result), 1)).low <= level
+    }
+
+
 def _faults(
-    runs: Sequence[Result], expected: Sequence[int], headline: Column | None
+    runs: Sequence[Result],
+    expected: Sequence[int],
+    headline: Column | None,
+    collapsed: set[str],
 ) -> dict[int, str]:
     faults = dict.fromkeys(expected, "missing")
     for result in runs:
@@ -245,7 +274,7 @@ def _faults(
             told = result.reason.startswith(status)
             parts = [result.reason] if told else [status, result.reason]
             faults[result.seed] = ": ".join(part for part in parts if part)
-        elif result.health.get("collapsed"):
+        elif result.run_id in collapsed:
             faults[result.seed] = "collapsed"
         elif headline is not None and headline.entry(result) is None:
             faults[result.seed] = f"not evaluated by {headline.protocol} {headline.version}"
@@ -264,10 +293,10 @@ def _correct(
     num_images = min(counts, key=lambda count: (-counts[count], count), default=0)
     for row in rows:
         for column in columns:
-            entries = [(result, column.entry(result)) for result in row.good]
-            entries = [(r, e) for r, e in entries if e is not None and column.part in e.correct]
+            entries = [entry for entry in map(column.entry, row.good) if entry]
+            packed = [answers for answers in map(column.answers, entries) if answers]
             try:
-                bits = [unpack_bits(e.correct[column.part], num_images) for _, e in entries]
+                bits = [unpack_bits(answers, num_images) for answers in packed]
             except UserError as error:
                 damaged[row.key] = f"{row.first.run_id}.json and its other seeds: {error}"
                 break
@@ -305,19 +334,19 @@ def _cells(
     for column in columns:
         compared = comparisons[column].cells if column in comparisons else {}
         values = {
-            row: [entry.metrics[column.metric] for entry in map(column.entry, row.good) if entry]
+            row: column.values(row.good)
             for row in rows
-            if column.is_accuracy and row.results and row.first.data.test_images
+            if column.is_accuracy and row.good and column.num_images(row.good[0])
         }
         values = {row: percent for row, percent in values.items() if percent}
         pool = [row for row in values if row.section == "main" and not row.is_floor]
         prior = statistics.accuracies_prior(
-            [values[row] for row in pool], [row.first.data.test_images for row in pool]
+            [values[row] for row in pool], [column.num_images(row.good[0]) for row in pool]
         )
         for row, percent in values.items():
             drawn = None if row.is_floor or row.section == "external" else prior
             cells[row.key, column] = compared.get(row.key) or statistics.cell(
-                percent, row.first.data.test_images, drawn
+                percent, column.num_images(row.good[0]), drawn
             )
     return cells
 
@@ -326,8 +355,7 @@ def _ordered(rows: Sequence[TableRow], headline: Column | None, trials: str) -> 
     """Return the rows best first; last those tuned otherwise, lacking seeds, without numbers."""
 
     def place(row: TableRow) -> tuple[int, float, str]:
-        entries = [headline.entry(result) for result in row.good] if headline else []
-        values = [entry.metrics[headline.metric] for entry in entries if entry and headline]
+        values = headline.values(row.good) if headline else []
         if not values:
             return 3, 0.0, row.key
         tuned_otherwise = row.first.row.role == "method" and row.first.row.tuning != trials

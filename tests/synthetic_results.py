@@ -91,8 +91,8 @@ def result(
             "version": 1,
             "chosen": {"k": 5},
             "metrics": {"top1": near, "k20_top1": near},
-            "predictions": {"top1": near_entry[0]},
-            "correct": {"top1": near_entry[1]},
+            "predictions": {"top1": near_entry[0], "k20_top1": near_entry[0]},
+            "correct": {"top1": near_entry[1], "k20_top1": near_entry[1]},
         }
     document = {
         "run_id": run_id(spec),

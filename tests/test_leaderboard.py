@@ -126,10 +126,48 @@ def test_missing_and_failed_seeds_are_counted_named_and_ranked_last():
 
 
 def test_a_collapsed_seed_does_not_count():
-    runs = [*seeds("flat", 4, 0.9), result("flat", 4, 0.1, health={"collapsed": True})]
+    flat = {"collapsed": 1.0}
+    runs = [*seeds("flat", 4, 0.9), result("flat", 4, 0.3, health=flat)]
     page = render_track(track(), [*board(), *runs])
     assert row(page, "flat")["n"] == "4/5"
     assert "flat: 4 collapsed" in page
+
+
+def test_features_that_hardly_vary_and_still_classify_are_not_collapsed():
+    page = render_track(track(), [*board(), *seeds("small", 5, 0.9, health={"collapsed": 1.0})])
+    assert row(page, "small")["n"] == "5"
+    alone = render_track(track(), seeds("small", 5, 0.9, health={"collapsed": 1.0}))
+    assert row(alone, "small")["n"] == "0/5"
+
+
+def without_test(run):
+    """Return a run as `--dev` leaves it: validation scores alone."""
+    document = run.document()
+    document["data"] |= {"test_images": 0, "class_counts_test": [], "validation_images": 130}
+    for entry in document["evaluations"].values():
+        entry |= {"validation": entry["metrics"] | {"last_top1": 80.0}, "test_reads": 0}
+        entry |= {"metrics": {}, "correct": {}, "predictions": {}}
+    return type(run).model_validate(document)
+
+
+def test_runs_that_never_opened_the_test_split_show_validation_unranked():
+    runs = [without_test(run) for run in board()]
+    page = render_track(track(), runs)
+    assert "**Validation scores: the test split was not opened. Not ranked.**" in page
+    assert "rank" not in rows(page)[0]
+    assert row(page, "ContrastNet")["linear, last stage"].startswith("80.0 ±")
+    mean = float(row(page, "TurnNet")["linear, best stage"].split(" ")[0])
+    expected = [
+        run.evaluations[LINEAR].validation["best_top1"] for run in runs if run.method == "turn_net"
+    ]
+    assert mean == pytest.approx(sum(expected) / 5, abs=0.5)
+
+
+def test_validation_and_test_scores_never_share_a_column():
+    runs = [*board(), *map(without_test, seeds("peek", 5, 0.9))]
+    page = render_track(track(), runs)
+    assert row(page, "peek")["linear, best stage"] == ""
+    assert row(page, "peek")["n"] == "0/5"
 
 
 @pytest.mark.parametrize(

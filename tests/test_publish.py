@@ -170,12 +170,16 @@ def test_a_damaged_result_does_not_stop_the_rest_from_rendering(tmp_path):
     assert "TurnNet: 0 missing" in page
 
 
-def test_a_results_folder_without_its_track_is_said(tmp_path):
+def test_results_without_a_track_render_unranked(tmp_path):
     runs = runs_folder(tmp_path)
     (runs / "results" / "clothes" / "track.json").unlink()
-    with pytest.raises(UserError, match=r"track\.json: cannot be read"):
-        render_all(runs / "results", tmp_path / "out")
-    assert render_all(runs / "results", tmp_path / "out", [track()])
+    render_all(runs / "results", tmp_path / "out")
+    page = (tmp_path / "out" / "clothes.md").read_text()
+    assert "not for ranking" in page
+    assert "No track says" in page
+    assert "ContrastNet" in page
+    render_all(runs / "results", tmp_path / "out", [track()])
+    assert "not for ranking" not in (tmp_path / "out" / "clothes.md").read_text()
 
 
 def test_a_track_file_of_another_track_is_refused(tmp_path):
@@ -292,10 +296,20 @@ def test_force_replaces_a_damaged_published_file(tmp_path):
 
 def test_local_rows_are_published_only_when_asked(tmp_path):
     local = [result("mine", seed, row={"origin": "local"}) for seed in range(3)]
-    boards = published(tmp_path, [*board(), *local])
+    external = result("weights", 0, row={"origin": "external"})
+    boards = published(tmp_path, [*board(), *local, external])
     assert not list(boards.glob("results/clothes/mine-*"))
+    assert not list(boards.glob("results/clothes/weights-*"))
     publish(tmp_path / "runs", boards, include_local=True)
     assert len(list(boards.glob("results/clothes/mine-*"))) == 3
+    assert len(list(boards.glob("results/clothes/weights-*"))) == 1
+
+
+def test_a_track_of_local_rows_alone_is_not_published(tmp_path):
+    runs = runs_folder(tmp_path, [result("mine", 0, row={"origin": "local"})])
+    with pytest.raises(UserError, match="only rows of local plugin files"):
+        publish(runs, tmp_path / "leaderboards")
+    assert not (tmp_path / "leaderboards").exists()
 
 
 def test_terminal_rows_without_numbers_are_published(tmp_path):
