@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import select
 import signal
 import struct
 import sys
@@ -43,6 +45,22 @@ def die_with_parent(signum: int, parent: int) -> None:
     """Have the kernel send `signum` when the parent `parent` dies; at once if it already has."""
     _prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def die_with_writer(signum: int, descriptor: int) -> None:
+    """Have the kernel send `signum` when the last writer of a pipe is gone; at once if it is.
+
+    The fork server outlives a planner that was killed for as long as its workers live; this pipe
+    does not. `descriptor` is the pipe's read end.
+    """
+    if sys.platform != "linux":
+        return
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signum)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC)
+    if select.select([descriptor], [], [], 0)[0]:
         os.kill(os.getpid(), signum)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import multiprocessing
 import os
 import selectors
 import shutil
@@ -52,6 +53,13 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+def _raise_stopped(signum: int, frame: Any) -> None:
+    """Leave off judging, once; what was trained is kept."""
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(signum)
+
+
 def main(folder: str | Path) -> int:
     """Carry out the orders in `folder/run.json`; return the exit status.
 
@@ -72,13 +80,16 @@ def main(folder: str | Path) -> int:
         attempts = _count_attempt(folder)
         begun = time.monotonic()
         try:
-            watch = _train(folder, orders, stop) if orders["plugin"] else Watch("done")
+            watch = train(folder, orders, stop) if orders["plugin"] else Watch("done")
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(signum, _raise_stopped)
             if stop:
                 raise Stopped(stop[0])
             try:
                 judge.conclude(folder, orders, watch, attempts=attempts, begun=begun)
-            except Exception as error:  # a row says so; the trace is for whoever reads the log
-                traceback.print_exc()
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
                 watch = Watch("failed", f"judging failed: {one_line(error)}")
                 judge.conclude(folder, orders, watch, attempts=attempts, begun=begun)
         except Stopped as stopped:
@@ -91,6 +102,9 @@ def main(folder: str | Path) -> int:
 def entry(folder: str) -> None:
     """Be the worker of `folder` in a process that the fork server made."""
     confine.die_with_parent(signal.SIGTERM, os.getppid())
+    planner = multiprocessing.parent_process()
+    if planner is not None:
+        confine.die_with_writer(signal.SIGTERM, planner.sentinel)
     try:
         sys.exit(main(folder))
     except UserError as error:
@@ -146,7 +160,7 @@ def _count_attempt(folder: Path) -> int:
     return count
 
 
-def _train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
+def train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
     kept = _kept_outcome(folder, orders)
     if kept is not None:
         return kept
@@ -287,9 +301,15 @@ def _wait(
     return verdict
 
 
+def _decisive(child: Child) -> tuple[bool, float, int]:
+    """Order: what failed, the first to end first; then what went well, rank 0 first."""
+    fine = child.exit_status == 0
+    return (fine, 0.0 if fine else child.ended, child.rank)
+
+
 def _verdict(children: list[Child]) -> Watch:
     """Return what the children said, the first that failed before the others."""
-    for child in sorted(children, key=lambda c: (c.exit_status == 0, c.ended, c.rank)):
+    for child in sorted(children, key=_decisive):
         try:
             outcome = json.loads(child.said)
             status, reason = outcome["status"], outcome["reason"]
