@@ -1,0 +1,41 @@
+"""Takes 16 MiB after 16 MiB."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bench import Engine, MethodCard, hookimpl
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to set."""
+
+
+class Spread(nn.Module):
+    """A backbone whose features are drawn to unit variance: something to train, quickly."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.backbone(images).var(0) - 1).square().mean()
+
+
+@hookimpl
+def describe() -> MethodCard:
+    return MethodCard(
+        title="Eats memory", paper="https://example.org", family="other", defaults=Config()
+    )
+
+
+@hookimpl
+def pretrain(backbone: nn.Module, engine: Engine) -> nn.Module:
+    held = []
+    while True:
+        held.append(b"x" * (16 * 2**20))
+        time.sleep(0.005)

@@ -1,0 +1,41 @@
+"""Trains, then never ends, and ignores SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bench import Engine, MethodCard, hookimpl
+
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to set."""
+
+
+class Spread(nn.Module):
+    """A backbone whose features are drawn to unit variance: something to train, quickly."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.backbone(images).var(0) - 1).square().mean()
+
+
+@hookimpl
+def describe() -> MethodCard:
+    return MethodCard(title="Hangs", paper="https://example.org", family="other", defaults=Config())
+
+
+@hookimpl
+def pretrain(backbone: nn.Module, engine: Engine) -> nn.Module:
+    engine.fit(Spread(backbone), lr=0.05)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
