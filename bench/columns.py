@@ -76,7 +76,8 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
                 (entry.id, entry.version, protocol_hash)
                 for result in results
                 for protocol_hash, entry in result.evaluations.items()
-            }
+            },
+            key=lambda protocol: ([*METRICS, protocol[0]].index(protocol[0]), protocol),
         )
     entries = [entry for result in results for entry in result.evaluations.values()]
     validation = bool(entries) and all(map(is_validation, entries))

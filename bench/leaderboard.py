@@ -53,7 +53,7 @@ def render_track(
     if main:
         blocks.append(_legend(board))
     if figure:
-        blocks.append(f"![Accuracy against training time]({figure})")
+        blocks.append(f"![Accuracy against training time]({quote(figure)})")
     variants = [row for row in board.rows if row.section == "variant"]
     if variants:
         blocks += [
@@ -91,7 +91,7 @@ def _opening(track: Track, board: Board) -> list[str]:
     ]
     seeds = _page_seeds(board)
     if seeds:
-        facts.append(f"seeds {numbers(seeds)}")
+        facts.append(_seeds(seeds))
     if facts:
         line = join(facts)
         blocks.append(line[0].upper() + line[1:])
@@ -130,6 +130,7 @@ def _footnotes(track: Track, board: Board, stale: Callable[[TableRow], bool]) ->
         )
     lacking = [note for row in rows if (note := _lacking(row))]
     notes += [f"**Missing or failed seeds:** {note}" for note in lacking]
+    notes += [note for row in rows for note in _probes(board, row)]
     notes += [f"**Departs:** {said}" for said in sorted({_departs(row) for row in rows}) if said]
     for row in rows:
         said = sorted({note for result in row.results for note in result.row.notes})
@@ -149,6 +150,27 @@ def _footnotes(track: Track, board: Board, stale: Callable[[TableRow], bool]) ->
     notes += _provenance(rows)
     notes += _protocols(board)
     return notes
+
+
+def _probes(board: Board, row: TableRow) -> list[str]:
+    """Return what the shown protocols said of a row's evaluations, and for which seeds."""
+    said: dict[str, list[int]] = {}
+    for result in row.good:
+        shown = {column.hash for column in board.columns} & set(result.evaluations)
+        for stamp in {stamp for key in shown for stamp in result.evaluations[key].stamps}:
+            said.setdefault(stamp, []).append(result.seed)
+    return [
+        f"**Probes:** {label(row)}: {text(stamp)} ({_seeds(seeds)})"
+        for stamp, seeds in sorted(said.items())
+    ]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {numbers(seeds)}"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' if count > 1 else ''}"
 
 
 def _data(rows: Sequence[TableRow]) -> list[str]:
@@ -185,7 +207,7 @@ def _has_method(rows: Iterable[TableRow], name: str, role: str) -> bool:
 def _provenance(rows: Sequence[TableRow]) -> list[str]:
     runs = [result for row in rows for result in row.good]
     machines = Counter(_machine(result) for result in runs)
-    return [f"**Machine:** {machine}, {n} runs" for machine, n in sorted(machines.items())]
+    return [f"**Machine:** {machine}, {_runs(n)}" for machine, n in sorted(machines.items())]
 
 
 def _machine(result: Result) -> str:
@@ -216,7 +238,7 @@ def _protocols(board: Board) -> list[str]:
                     others[entry.id, entry.version, key] += 1
     for (name, version, key), count in sorted(others.items()):
         notes.append(
-            f"**Not shown:** {text(name)} {version} `{text(key)}`, which {count} runs carry; "
+            f"**Not shown:** {text(name)} {version} `{text(key)}`, in {_runs(count)}; "
             "numbers of two protocols never share a column"
         )
     return notes

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench.cells import join, numbers, paper, passes, plus_minus, short, table, text
 from bench.columns import Column
-from bench.results import EvaluationEntry
 from bench.rows import RANKED_SEEDS, Board, TableRow, may_rank
 
 
@@ -131,18 +130,7 @@ def _status(board: Board, row: TableRow, stale: bool) -> str:
             marks.append(f"not ranked: tuning is not {text(board.trials)}")
         elif len(row.expected) < RANKED_SEEDS:
             marks.append("too few seeds to rank")
-    marks += sorted({text(stamp) for entry in _entries(board, row) for stamp in entry.stamps})
     return join(marks) or "done"
-
-
-def _entries(board: Board, row: TableRow) -> list[EvaluationEntry]:
-    shown = sorted({column.hash for column in board.columns})
-    return [
-        result.evaluations[protocol_hash]
-        for result in row.good
-        for protocol_hash in shown
-        if protocol_hash in result.evaluations
-    ]
 
 
 def is_stale(row: TableRow, current: Mapping[str, str], engine: int | None) -> bool:

@@ -200,6 +200,19 @@ def test_a_label_free_row_above_the_reference_is_stamped():
     assert row(page, "oracle")["status"] == "**above the label reference: check for labels**"
 
 
+def test_what_a_probe_said_is_a_note_with_its_seeds():
+    runs = seeds("contrast_net", 5)
+    for run in runs[1:4]:
+        run.evaluations[LINEAR].stamps.append("last: not converged at l2 = 1")
+    page = render_track(track(), runs)
+    assert "**Probes:** contrast_net: last: not converged at l2 = 1 (seeds 1-3)" in page
+
+
+def test_without_a_tracks_protocols_linear_leads():
+    shown = list(rows(render_track({"id": "clothes"}, board()))[0])
+    assert shown.index("linear, best stage") < shown.index("kNN")
+
+
 def test_other_tuning_stands_below_and_is_not_ranked():
     page = render_track(track(), [*board(), *seeds("tuned", 5, 0.95, row={"tuning": "hand:3"})])
     found = row(page, "tuned")
@@ -265,7 +278,7 @@ def test_two_protocol_hashes_never_share_a_column():
     assert row(page, "newer")["linear, best stage"] != ""
     assert row(page, "contrast")["linear, best stage"] == ""
     assert "0-4 not evaluated by linear_probe 2" in page
-    assert f"**Not shown:** linear_probe 1 `{LINEAR}`, which 5 runs carry" in page
+    assert f"**Not shown:** linear_probe 1 `{LINEAR}`, in 5 runs;" in page
 
 
 def test_a_protocol_that_the_page_does_not_know_shows_its_metrics():
