@@ -24,6 +24,7 @@ from bench.errors import Diverged, UnknownName, UserError
 from bench.hookspecs import Batch, View
 from bench.identity import stream
 from bench.meters import Meter
+from bench.norms import reestimate_batch_norm
 from bench.optimizers import (
     SCHEDULES,
     Schedule,
@@ -200,23 +201,10 @@ class Trainer:
 
     def settle(self, backbone: nn.Module) -> None:
         """See `bench.hookspecs.Engine.settle`: statistics of the first 1,000 images."""
-        norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
-            return
-        modes, momenta = [m.training for m in backbone.modules()], [m.momentum for m in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-        backbone.train()
-        with torch.no_grad():
-            for start in range(0, min(1000, self.num_images), self.batch_size):
-                indices = np.arange(start, min(start + self.batch_size, self.num_images))
-                images = to_unit_range(self._store.take(indices)[0], DTYPES[self.precision])
-                backbone(self._layout(images * 2 - 1))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in zip(backbone.modules(), modes, strict=True):
-            module.training = mode
+        dtype, most = DTYPES[self.precision], min(1000, self.num_images)
+        parts = np.array_split(np.arange(most), max(1, most // self.batch_size))
+        images = (to_unit_range(self._store.take(part)[0], dtype) for part in parts)
+        reestimate_batch_norm(backbone, (self._layout(part * 2 - 1) for part in images))
 
     def log(self, **scalars: Any) -> None:
         """See `bench.hookspecs.Engine.log`."""
