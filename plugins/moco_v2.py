@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench import Engine, MethodCard, hookimpl
 from bench.augment import (
+    View,
     color_jitter,
     compose,
     gaussian_blur,
@@ -27,7 +28,6 @@ from bench.augment import (
     random_resized_crop,
 )
 from bench.distributed import broadcast, gather, rank, world_size
-from bench.hookspecs import View
 from bench.layers import ema_update, projection_mlp, split_batch_norm
 from bench.losses import info_nce, unit
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import Engine, MethodCard, hookimpl
-from bench.augment import compose, horizontal_flip, identity, pad_and_crop
-from bench.hookspecs import View
+from bench.augment import View, compose, horizontal_flip, identity, pad_and_crop
 from bench.layers import group_batch_norm
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bench import Engine, MethodCard, hookimpl
 from bench.augment import (
+    View,
     color_jitter,
     compose,
     gaussian_blur,
@@ -24,7 +25,6 @@ from bench.augment import (
     horizontal_flip,
     random_resized_crop,
 )
-from bench.hookspecs import View
 from bench.layers import group_batch_norm, projection_mlp
 from bench.losses import nt_xent
 
