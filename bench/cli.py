@@ -45,9 +45,12 @@ def main(args: Sequence[str] | None = None) -> int:
     board, 130 and 143 interrupted.
     """
     try:
-        status = bench.main(args=args, prog_name="bench", standalone_mode=False)
+        with bench.make_context("bench", list(sys.argv[1:] if args is None else args)) as context:
+            status = bench.invoke(context)
         sys.stdout.flush()
-        return status if isinstance(status, int) else OK
+        return status
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
         return USAGE
