@@ -212,6 +212,8 @@ def find(name_or_path: str) -> Installed | Path:
 def select(text: str) -> list[str]:
     """Return the requests of a comma-separated list in order; `all` is all that is installed.
 
+    Files come back as absolute paths, which a process in another folder can load.
+
     Raises:
         UserError: an entry is empty, unknown, unusable, or named twice.
     """
@@ -224,8 +226,8 @@ def select(text: str) -> list[str]:
         if part == "all":
             requests += installed()
         else:
-            find(part)
-            requests.append(part)
+            found = find(part)
+            requests.append(str(found) if isinstance(found, Path) else part)
     names = [method_name(request) for request in requests]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--plugins names {', '.join(repeated)} twice; name each method once")

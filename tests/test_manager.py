@@ -331,6 +331,13 @@ def test_select_keeps_order_and_takes_names_and_files(site, tmp_path):
     assert manager.method_name(path) == "mine"
 
 
+def test_select_makes_paths_absolute(tmp_path, monkeypatch):
+    path = write(tmp_path, "mine.py", MINIMAL)
+    monkeypatch.chdir(tmp_path)
+    assert manager.select("./mine.py") == [path]
+    assert manager.select("mine.py") == [path]
+
+
 def test_select_all_takes_everything_even_what_cannot_load(site):
     install(site, "host-test-one", {"host_one": "host_test_one"})
     install(site, "host-test-two", {"host_one": "host_test_two"})
