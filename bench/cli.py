@@ -90,6 +90,7 @@ def bench() -> None:
 @click.option("--force", is_flag=True, help="Run again what is finished.")
 @click.option("--stale", is_flag=True, help="Run again what other code produced.")
 @click.option("--dev", is_flag=True, help="Never open the test split; show validation scores.")
+@click.option("--observers", default="", help="Plugins told of each finished run, by commas.")
 @as_json
 def run(json: bool, **options: Any) -> int:
     """Train and evaluate what is not finished yet, and render the board."""
@@ -97,7 +98,11 @@ def run(json: bool, **options: Any) -> int:
     from bench.runner import Options
 
     carried = {key: options.pop(key) for key in ("jobs", "timeout", "stall")}
-    carried |= {key: options.pop(key) for key in ("force", "stale", "dev")}
+    carried |= {"dev": options["dev"]} | {key: options.pop(key) for key in ("force", "stale")}
+    if observers := options.pop("observers"):
+        from bench import manager
+
+        carried["observers"] = tuple(manager.select(observers))
     if (results_dir := options.pop("results_dir")) is not None:
         carried["results_dir"] = results_dir
     prepared = _prepare(options)
@@ -320,7 +325,7 @@ def _prepare(options: dict[str, Any]) -> Any:
     options["device"] = _device(options["device"])
     kept = ("plugins", "track", "seeds", "settings", "device", "processes", "on_bad_image")
     given = {key: options[key] for key in (*kept, "runs_dir")}
-    prepared = session.prepare(**given, overrides=overrides)
+    prepared = session.prepare(**given, overrides=overrides, dev=options.get("dev", False))
     for line in prepared.broken.values():
         click.echo(f"Error: {line}", err=True)
     return None if set(_requested(options["plugins"])) <= set(prepared.broken) else prepared

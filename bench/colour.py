@@ -1,7 +1,8 @@
-"""Colour changes with one parameter per image: exact, batched, equal to torchvision's sample by sample.
+"""Colour changes with one parameter per image: exact, batched, torchvision's image by image.
 
-Every function takes images (B, C, H, W), float32 or float64 in [0, 1], and returns new ones. C is 3,
-or 1 for the single plane of gray data. Nothing here is random: `bench.augment` draws the parameters.
+Every function takes images (B, C, H, W), float32 or float64 in [0, 1], and returns new ones. C is
+3, or 1 for the single plane of gray data. Nothing here is random: `bench.augment` draws the
+parameters.
 
 Formulas: torchvision.transforms.v2.functional, `adjust_brightness` to `adjust_hue`. One departure:
 its luma weights sum to 0.9999, so that it darkens gray images a little where it changes saturation

@@ -53,7 +53,7 @@ class Console:
         self.done += 1
         name = f"{spec.spec['method']} seed {spec.spec['seed']}"
         line = f"[{self.done}/{self.total}] {name}: {outcome(result)}"
-        self._print(line + (" (finished before)" if skipped else ""))
+        self.print(line + (" (finished before)" if skipped else ""))
 
     def watching(self, active: list[Active], waiting: int) -> None:
         """Redraw the runs under way."""
@@ -67,7 +67,7 @@ class Console:
         table.add_row(f"{waiting} waiting", f"{duration(time.monotonic() - self.begun)} so far")
         self._live.update(table)
 
-    def _print(self, line: str) -> None:
+    def print(self, line: str) -> None:
         if self._live is None:
             self.say(line)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """One clear line: what was met, what was expected, what to do. The command line exits with 2."""
+    """One clear line: what was met, what was expected, what to do. The command exits with 2."""
 
 
 class UnknownName(UserError):
@@ -14,7 +14,8 @@ class UnknownName(UserError):
         import difflib
 
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+        every = ", ".join(sorted(known))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {every}"
         super().__init__(f"no {kind} {name!r}; {hint}")
 
 

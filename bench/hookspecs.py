@@ -142,7 +142,7 @@ class Engine(Protocol):
         """
 
     def batches(self, views: tuple[View, ...] = ..., until: float = 1.0) -> Iterator[Batch]:
-        """Yield batches until the share `until` of the budget is spent; nothing if it already is."""
+        """Yield batches until the share `until` of the budget is spent, none if it already is."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run at the run's precision."""
@@ -189,10 +189,8 @@ def pretrain(backbone: nn.Module, config: Any, engine: Engine) -> nn.Module:
 
 
 @hookspec(firstresult=True)
-def generate(
-    model: nn.Module, num_images: int, labels: Tensor | None, sampling: Any
-) -> Tensor:
-    """Return float (num_images, 3, H, W) in [-1, 1], sampled from the model that `pretrain` returned.
+def generate(model: nn.Module, num_images: int, labels: Tensor | None, sampling: Any) -> Tensor:
+    """Return float (num_images, 3, H, W) in [-1, 1] from the model that `pretrain` returned.
 
     Called in the child after `pretrain`, in chunks, each with its own random stream. `labels` is
     int64 (num_images,) if the card says `conditional`, else None. `sampling` is the card's

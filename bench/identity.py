@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 ROLES = ("init", "order", "views", "forward", "stage", "generate", "evaluate")
@@ -60,7 +61,7 @@ def stream(seed: int, role: str, *index: int | str) -> int:
     return int.from_bytes(hashlib.sha256(address.encode()).digest()[:8], "big") >> 1
 
 
-def file_sha256(path: Any) -> str:
+def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

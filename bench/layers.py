@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def projection_mlp(
         raise ValueError(f"a head has 1 linear layer or more, got depth {depth}")
     widths = [in_features, *[hidden_features] * (depth - 1)]
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layers.append(nn.Linear(before, after, bias=not norm))  # BatchNorm shifts by itself
         layers += [nn.BatchNorm1d(after)] if norm else []
         layers.append(nn.ReLU(inplace=True))
@@ -141,10 +142,9 @@ def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tenso
     axes = [0, *range(2, images.ndim)]
     own_var, own_mean = torch.var_mean(wide, axes, correction=0)  # (C,) each
     count = torch.full_like(own_mean[:1], images.numel() / images.shape[1])
-    counts, means, variances = (
-        gather(torch.cat([count, own_mean, own_var]).unsqueeze(0))  # one exchange per layer
-        .split([1, len(own_mean), len(own_var)], dim=1)
-    )
+    counts, means, variances = gather(
+        torch.cat([count, own_mean, own_var]).unsqueeze(0)
+    ).split([1, len(own_mean), len(own_var)], dim=1)  # one exchange per layer
     shares = counts / counts.sum()  # (processes, 1)
     mean = (shares * means).sum(0)
     # The variance around the common mean: within processes, and between their means. Unlike the

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.files import write_atomically
+
 if TYPE_CHECKING:
     import torch
 
@@ -77,7 +79,7 @@ class Meter:
         if self.write:
             kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
             text = "".join(json.dumps(row) + "\n" for row in kept)
-            (self.folder / "metrics.jsonl").write_text(text)
+            write_atomically(self.folder / "metrics.jsonl", text.encode())
 
     def state(self) -> dict[str, Any]:
         return {

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench import confine
 from bench.errors import UserError
 
 SECONDS = 600.0
@@ -40,7 +42,8 @@ def probe(
 
     Args:
         names: installed names or paths of local files.
-        data: {"name", "image_size", "on_bad_image"} or None for no data.
+        data: {"name", "image_size", "on_bad_image", "test"} or None for no data; only with `test`
+            is the test split opened, to hash it.
         evaluations: {protocol: overrides of its settings}.
 
     Raises:
@@ -50,10 +53,18 @@ def probe(
         "names": names,
         "recipe": recipe,
         "overrides": overrides,
-        "data": data,
+        "data": None,
         "seeds": seeds,
         "evaluations": evaluations or {},
     }
+    answer = _ask(asked)
+    if data is not None:  # in a process of its own: no plugin was ever there
+        answer |= {"data": _ask(asked | {"names": [], "data": data, "evaluations": {}})["data"]}
+    return answer
+
+
+def _ask(asked: dict[str, Any]) -> dict[str, Any]:
+    subject = ", ".join(asked["names"]) or (asked["data"] or {}).get("name")
     context = fork_server()
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(send, asked), daemon=True)
@@ -61,15 +72,12 @@ def probe(
     send.close()
     try:
         if not receive.poll(SECONDS):
-            raise UserError(
-                f"describing {', '.join(names)} took over {SECONDS:g} s; it was stopped"
-            )
+            raise UserError(f"describing {subject} took over {SECONDS:g} s; it was stopped")
         answer = receive.recv()
     except EOFError:
         process.join()
         raise UserError(
-            f"the process that describes {', '.join(names)} ended with {process.exitcode} "
-            "before it answered"
+            f"the process that describes {subject} ended with {process.exitcode} before it answered"
         ) from None
     finally:
         process.kill()
@@ -79,7 +87,15 @@ def probe(
     return answer
 
 
+def die_with_planner() -> None:
+    """End this process, made by the fork server, when the planner is gone."""
+    planner = multiprocessing.parent_process()
+    if planner is not None:
+        confine.die_with_writer(signal.SIGTERM, planner.sentinel)
+
+
 def _answer(send: Connection, asked: dict[str, Any]) -> None:
+    die_with_planner()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(null, stream)
@@ -137,7 +153,7 @@ def _data(asked: dict[str, Any]) -> dict[str, Any] | None:
     dataset = data.load(
         wanted["name"],
         image_size=wanted["image_size"],
-        test=False,
+        test=wanted.get("test", False),
         on_bad_image=wanted.get("on_bad_image", "error"),
     )
     splits = {}

@@ -164,7 +164,7 @@ def _work(folder: str, send: Connection) -> None:
     place = Path(folder)
     orders = worker.read_orders(place)
     try:
-        watch = worker._train(place, orders, stop)
+        watch = worker.train(place, orders, stop)
     finally:
         confine.kill_all(os.getpid())
     part = {"status": watch.status, "reason": watch.reason}

@@ -42,6 +42,7 @@ class Options:
         timeout, stall: seconds; a run longer than the first, or without a step for the second,
             ends as "timeout".
         force: run again what is finished. stale: run again what other code produced.
+        observers: plugins whose `run_finished` sees each run that ends.
         results_dir: where results go; None: into the working folder.
         memory_gib: a run that holds more ends as "out_of_memory"; None: its share of what is free.
         dev: never open the test split; validation scores only.
@@ -60,6 +61,7 @@ class Options:
     checkpoint_seconds: float = 60.0
     memory_gib: float | None = None
     results_dir: Path | None = None
+    observers: tuple[str, ...] = ()
 
     @property
     def results(self) -> Path:

@@ -23,10 +23,12 @@ from bench.plan import (
     parse_settings,
     pin_data,
     plan,
+    with_floors,
 )
 from bench.probe import probe
 
 if TYPE_CHECKING:
+    from bench.results import Result
     from bench.runner import Options
 
 QUICK_SEEDS = 3
@@ -57,22 +59,25 @@ def prepare(
     device: str = "cpu",
     processes: int = 1,
     on_bad_image: str = "error",
+    dev: bool = False,
     runs_dir: Path = Path("runs"),
 ) -> Session:
     """Return the runs that a board of these methods needs; nothing is trained.
 
     Args:
-        plugins: names and files, split by commas, or `all`; the track's floors come with them.
+        plugins: names and files, split by commas, or `all`; the floors and reference come too.
         overrides: what replaces parts of the track, see `bench.track.override`.
         seeds: a number or a list; the first three of the track's list if not given.
         settings: METHOD.FIELD=VALUE each.
+        dev: whether the test split must stay closed.
 
     Raises:
         UserError: an option is refused.
     """
     chosen = override(load_track(track), **(overrides or {}))
     asked = manager.select(plugins)
-    floors = [name for name in chosen.floors if name != RAW_PIXELS and name not in asked]
+    named = {manager.method_name(request): request for request in asked}
+    floors = [name for name in with_floors(chosen, named) if name not in (*named, RAW_PIXELS)]
     requests = [*asked, *(name for name in floors if name in manager.installed())]
     wanted = parse_seeds(seeds) if seeds else list(chosen.seeds[:QUICK_SEEDS])
     by_method = parse_settings(settings, [manager.method_name(r) for r in asked])
@@ -84,12 +89,18 @@ def prepare(
             "name": chosen.data["name"],
             "image_size": chosen.image_size,
             "on_bad_image": on_bad_image,
+            "test": not dev,
         },
         seeds=wanted,
         runs_dir=runs_dir,
         evaluations=chosen.evaluations,
     )
     broken = {manager.method_name(r): e for r in requests if (e := answer["methods"][r]["error"])}
+    broken |= {
+        name: f"the track's {name!r} is not installed; its row is missing"
+        for name in floors
+        if name not in requests
+    }
     methods: dict[str, Any] = {}
     if RAW_PIXELS in chosen.floors:
         methods[RAW_PIXELS] = RAW_PIXELS_METHOD
@@ -148,18 +159,22 @@ def _page(
 def execute(session: Session, options: Options, *, say: Callable[[str], None], live: bool) -> int:
     """Run the plan, render the board, return the exit status of `bench run`."""
     from bench.console import Console
-    from bench.runner import carry_out
+    from bench.observers import notify
+    from bench.publish import write_track
+    from bench.runner import carry_out, result_path
 
     folder = options.results / session.track.id
     folder.mkdir(parents=True, exist_ok=True)
-    from bench.publish import write_track
-
     write_track(folder, session.page)
     with Console(session, say, live=live) as console:
-        status = carry_out(
-            session.specs, options, finished=console.finished, watching=console.watching
-        )
-    return status
+
+        def finished(spec: RunSpec, result: Result | None, skipped: bool) -> None:
+            console.finished(spec, result, skipped)
+            if result is not None and not skipped:
+                for line in notify(list(options.observers), result_path(spec, options)):
+                    console.print(line)
+
+        return carry_out(session.specs, options, finished=finished, watching=console.watching)
 
 
 def render(session: Session, options: Options) -> Path:

@@ -1,0 +1,92 @@
+"""From options to a board: floors come along, variants stay apart, observers are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OBSERVER = """
+import json
+from pathlib import Path
+from bench import hookimpl
+
+@hookimpl
+def run_finished(spec, result):
+    Path(r"{seen}").open("a").write(json.dumps([spec["method"], result["status"]]) + "\\n")
+    if spec["method"] == "raw_pixels":
+        raise ValueError("an observer's own trouble")
+"""
+QUICK = ("--seeds", "1", "--limit", "160", "--epochs", "1", "--batch-size", "80")
+
+
+def bench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    place = tmp_path_factory.mktemp("board")
+    (place / "watch.py").write_text(OBSERVER.format(seen=place / "seen"))
+    run = ("run", "--plugins", "simclr", "--set", "simclr.temperature=0.5", *QUICK)
+    return place, bench(*run, "--observers", "./watch.py", cwd=place)
+
+
+def test_floors_and_reference_come_along(board: tuple) -> None:
+    place, run = board
+    assert run.returncode == 0, run.stderr
+    (page,) = (place / "runs" / "leaderboards").glob("digits~*.md")
+    text = page.read_text()
+    for title in ("Raw pixels", "Random initialisation", "Supervised", "SimCLR"):
+        assert title in text
+    assert "temperature=0.5" in text.split("## Variants")[1]
+    assert "SimCLR" not in text.split("## Variants")[0].split("\n| ", 1)[1]
+
+
+def test_observers_are_told_and_their_trouble_changes_nothing(board: tuple) -> None:
+    place, run = board
+    seen = sorted(json.loads(line) for line in (place / "seen").read_text().splitlines())
+    assert seen == [
+        [name, "done"] for name in ("random_init", "raw_pixels", "simclr", "supervised")
+    ]
+    assert "watch.py: ended with 1" in run.stdout
+
+
+def test_finished_runs_are_skipped(board: tuple) -> None:
+    place, _ = board
+    run = bench("run", "--plugins", "simclr", "--set", "simclr.temperature=0.5", *QUICK, cwd=place)
+    assert run.stdout.count("(finished before)") == 4
+
+
+def test_dev_opens_no_test_split(tmp_path: Path) -> None:
+    run = bench("run", "--plugins", "random_init", "--dev", *QUICK, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (result,) = tmp_path.glob("runs/results-dev/*/random_init-*.json")
+    entries = json.loads(result.read_text())["evaluations"].values()
+    assert all(e["metrics"] == {} and e["test_reads"] == 0 and e["validation"] for e in entries)
+    assert not list(tmp_path.glob("runs/results/*/*.json"))
+
+
+def test_a_finished_run_is_evaluated_further(board: tuple) -> None:
+    place, _ = board
+    folder = next((place / "runs").glob("simclr-s0-*"))
+    evaluated = bench("eval", folder.name, "--evaluations", "knn", cwd=place)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "knn" in evaluated.stdout
+    weights = folder / "backbone.safetensors"
+    external = bench(
+        "eval", "--track", "digits", "--weights", str(weights), "--evaluations", "knn", cwd=place
+    )
+    assert external.returncode == 0, external.stderr
+    assert "external: training data unknown" in external.stdout
