@@ -1,0 +1,136 @@
+"""README and docs say what is: boards are copied, links lead somewhere, every command runs.
+
+The commands are run from a built wheel, outside the checkout. README's first command is run at
+reduced cost: `--limit 160 --epochs 1 --seeds 1 --batch-size 80` is appended.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from fill_board import PLUGIN, README, ROOT, filled
+
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REDUCED = ["--limit", "160", "--epochs", "1", "--seeds", "1", "--batch-size", "80"]
+
+
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """Return (page, text) of each fenced block of a kind."""
+    found = []
+    for page in PAGES:
+        for text in re.findall(rf"```{kind}\n(.*?)```", page.read_text(), re.DOTALL):
+            found.append((page.name, text))
+    return found
+
+
+def commands() -> list[str]:
+    """Return every command line of the console blocks and tables, split at &&."""
+    lines = [
+        line
+        for kind in ("console", "bash")
+        for _, text in blocks(kind)
+        for line in text.splitlines()
+    ]
+    return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Build the wheel, install it beside nothing else, and return the environment that sees it."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and not name.startswith("leaderboards/results/"):
+            target = source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [
+            *pip,
+            "install",
+            "--no-deps",
+            "--no-build-isolation",
+            "--target",
+            str(place / "site"),
+            str(source),
+        ],
+        check=True,
+        timeout=300,
+    )
+    assert (place / "site" / "bench" / "tracks" / "digits.toml").is_file()
+    return os.environ | {"PYTHONPATH": str(place / "site")}
+
+
+def test_readme_shows_the_published_board_and_the_example_plugin() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == filled(text), "run python tests/fill_board.py"
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_extras_that_the_docs_install_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for command in commands():
+        for extra in re.findall(r"\.\[(\w+)\]", command):
+            assert extra in extras
+
+
+def test_every_command_is_of_a_known_form() -> None:
+    for command in commands():
+        assert re.match(r"(pip install|pytest|bench|ruff) ?", command), command
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("bench ")])
+def test_bench_commands_run_from_the_wheel(
+    command: str, installed: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN.read_text())
+    words = command.split()[1:]
+    if words[0] == "run":
+        words += [
+            x
+            for pair in zip(REDUCED[::2], REDUCED[1::2], strict=True)
+            if pair[0] not in words
+            for x in pair
+        ]
+    run = subprocess.run(
+        [sys.executable, "-c", "from bench.cli import main; import sys; sys.exit(main())", *words],
+        cwd=tmp_path,
+        env=installed,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert list((tmp_path / "runs" / "leaderboards").glob("digits*.md"))
+
+
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"`bench (\w+)", "".join(p.read_text() for p in PAGES))))
+)
+def test_commands_named_in_the_docs_exist(command: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "bench", command, "--help"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
