@@ -6,9 +6,9 @@ For each l2 the minimised function of weights W (C, D) and biases b (C,) is
 
 Its Hessian is at most 1/2 (I - 11^T / C) kron X^T X / N + l2 (Boehning 1992, "Multinomial logistic
 regression algorithm"). One eigendecomposition of the Gram matrix X^T X / N makes that bound
-diagonal for every l2, so all of them take Nesterov's accelerated steps of length 1 in the bound's
-metric, with the gradient restart of O'Donoghue and Candes (2015, arXiv:1204.3982), and share one
-pair of matrix products per iteration. An l2 leaves the products when it has converged.
+diagonal for every l2. All of them take L-BFGS steps (Nocedal & Wright 2006, Algorithm 7.4) that
+start from the bound's inverse, and share one pair of matrix products per iteration; an l2 leaves
+the products when it has converged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 
 _CHUNK_ELEMENTS = 1 << 19  # logits held at once: 2 MiB in float32 stay in a core's cache
 _NOISE = 1e-9  # share of the largest variance under which float32 directions hold rounding only
+_MEMORY = 8  # steps that L-BFGS remembers
+_OVERSHOOT = 0.8  # share of the slope that may turn positive at the end of a step: 1 - 2 * 0.1
 _SLACK = 1e-6  # what a float32 Gram matrix may be wrong by, as a share of its largest eigenvalue
 
 
@@ -85,7 +87,8 @@ def solve(
         features: float (N, D) with mean 0 per column, so that the bias decouples in the bound.
         labels: int64 (N,) in [0, num_classes).
         l2: strengths, each positive.
-        tolerance: on the Frobenius norm of the gradient in weights and biases together.
+        tolerance: on the gradient's largest absolute entry over weights and biases, where
+            scikit-learn's lbfgs stops too.
         max_iterations: after which what has not converged is returned as it is.
     """
     rotated, rotation, variances = _principal(features)  # (N, R), (D, R), (R,)
@@ -99,37 +102,82 @@ def solve(
     targets = design.new_zeros(num_classes, design.shape[1])
     targets.index_add_(0, labels, design).div_(len(design))  # (C, R + 1)
 
+    def gradient_at(point: Tensor) -> Tensor:
+        return _mean_outer(design, point) - targets[:, None] + penalty * point
+
     fitted = design.new_zeros(num_classes, len(l2), design.shape[1])  # (C, L, R + 1)
     converged = torch.zeros(len(l2), dtype=torch.bool)
-    active = torch.arange(len(l2), device=design.device)
-    point = ahead = fitted  # Nesterov's x and y
-    age = design.new_ones(len(l2))
+    active = torch.arange(len(l2))
+    point, gradient = fitted, gradient_at(fitted)
+    direction, length = -rate * gradient, torch.ones_like(strengths)  # the bound's step descends
+    history: list[tuple[Tensor, Tensor, Tensor]] = []
     iteration = 0
-    while len(active):
-        gradient = _mean_outer(design, ahead) - targets[:, None] + penalty * ahead
-        done = gradient.square().sum((0, 2)).sqrt() <= tolerance
-        if iteration == max_iterations:
-            fitted[:, active] = ahead
-            converged[active[done]] = True
+    while True:
+        done = _largest_entry(gradient, rotation) <= tolerance
+        converged[active[done]] = True
+        leaving = done if iteration < max_iterations else torch.ones_like(done)
+        if leaving.any():
+            going = ~leaving
+            fitted[:, active[leaving]] = point[:, leaving]
+            active, penalty, rate, length = (v[going] for v in (active, penalty, rate, length))
+            point, gradient, direction = (v[:, going] for v in (point, gradient, direction))
+            history = [(s[:, going], y[:, going], scale[going]) for s, y, scale in history]
+        if not len(active):
             break
         iteration += 1
-        stepped = ahead - rate * gradient
-        move = stepped - point
-        uphill = (gradient * move).sum((0, 2)) > 0
-        older = (1 + (1 + 4 * age.square()).sqrt()) / 2
-        momentum = torch.where(uphill, 0.0, (age - 1) / older)
-        if done.any():
-            fitted = fitted.index_copy(1, active[done], ahead[:, done])
-            converged[active[done]] = True
-            going = ~done
-            active, penalty, rate = active[going], penalty[going], rate[going]
-            stepped, move = stepped[:, going], move[:, going]
-            momentum, older, uphill = momentum[going], older[going], uphill[going]
-        point, ahead = stepped, stepped + momentum[:, None] * move
-        age = torch.where(uphill, 1.0, older)
+        trial = point + length[:, None] * direction
+        trial_gradient = gradient_at(trial)
+        slope, trial_slope = _dot(gradient, direction), _dot(trial_gradient, direction)
+        # Hager & Zhang 2005, Eq. 4.1: Armijo's test without the loss, which float32 rounds away
+        accepted = trial_slope <= -_OVERSHOOT * slope
+        step = torch.where(accepted[:, None], trial - point, 0.0)
+        change = torch.where(accepted[:, None], trial_gradient - gradient, 0.0)
+        curvature_along = _dot(step, change)
+        scale = torch.where(curvature_along > 0, 1 / curvature_along, 0.0)
+        history = [*history, (step, change, scale)][-_MEMORY:]
+        point = torch.where(accepted[:, None], trial, point)
+        gradient = torch.where(accepted[:, None], trial_gradient, gradient)
+        newer = _quasi_newton(gradient, history, rate)
+        direction = torch.where(accepted[:, None], newer, direction)
+        shorter = length * (slope / (slope - trial_slope)).clamp(0.1, 0.9)  # the secant's root
+        length = torch.where(accepted, 1.0, shorter)
 
     weight = torch.einsum("clr,dr->lcd", fitted[..., :-1], rotation)
     return Solution(weight, fitted[..., -1].T.contiguous(), converged, iteration)
+
+
+def _largest_entry(gradient: Tensor, rotation: Tensor) -> Tensor:
+    """Return the largest absolute entry (L,) of a rotated gradient, in the features' own axes."""
+    weight, bias = gradient[..., :-1] @ rotation.T, gradient[..., -1:]
+    return torch.cat([weight, bias], -1).abs().amax((0, 2))
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner product (L,) per l2 of two tensors (C, L, R + 1)."""
+    return torch.linalg.vecdot(left, right).sum(0)
+
+
+def _quasi_newton(
+    gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], rate: Tensor
+) -> Tensor:
+    """Return the L-BFGS direction (C, L, R + 1).
+
+    Args:
+        history: per iteration, oldest first: step and change of the gradient, (C, L, R + 1), and
+            1 / their inner product, (L,); all zero where an l2 did not move.
+        rate: the inverse of the Hessian's bound, (L, R + 1).
+    """
+    direction, shares = gradient, []
+    for step, change, scale in reversed(history):
+        share = scale * _dot(step, direction)
+        direction = direction - share[:, None] * change
+        shares.append(share)
+    _, change, scale = history[-1]
+    looseness = scale * _dot(rate * change, change)  # of the bound along the newest step
+    direction = rate / torch.where(looseness > 0, looseness, 1.0)[:, None] * direction
+    for (step, change, scale), share in zip(history, reversed(shares), strict=True):
+        direction = direction + (share - scale * _dot(change, direction))[:, None] * step
+    return -direction
 
 
 def _principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
