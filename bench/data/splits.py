@@ -30,7 +30,7 @@ class Split:
         train: rows of the training images that pretraining sees.
         val: rows of the validation images: of `train` unless `own`, then of the split `val`.
         own: whether the data set brings its own validation split.
-        sha256: over both index lists and `own`.
+        sha256: over both index lists.
     """
 
     train: np.ndarray
@@ -70,7 +70,7 @@ def split(dataset: Dataset, seed: int) -> Split:
 
 
 def _hashed(train: np.ndarray, val: np.ndarray, own: bool) -> Split:
-    head = canonical_json({"own": own, "train": len(train), "val": len(val)})
+    head = canonical_json({"train": len(train), "val": len(val)})
     sha256 = hashlib.sha256(head.encode())
     for rows in (train, val):
         sha256.update(rows.astype("<i8").tobytes())

@@ -161,10 +161,10 @@ def png_16_bit_colour() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def flipped(content: bytes) -> bytes:
-    """One bit of the PNG's compressed pixels is another one."""
+def flipped(content: bytes, at: int | None = None) -> bytes:
+    """One bit is another one: in the middle, or of the byte `at`."""
     changed = bytearray(content)
-    changed[len(changed) // 2] ^= 1
+    changed[len(changed) // 2 if at is None else at] ^= 1
     return bytes(changed)
 
 
@@ -178,6 +178,7 @@ BAD: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a PNG without end": ("9.png", lambda: encoded(picture(), "PNG")[:-12], "truncated"),
     "a PNG short of a byte": ("9.png", lambda: encoded(picture(), "PNG")[:-1], "truncated"),
     "a PNG with a flipped bit": ("9.png", lambda: flipped(encoded(picture(), "PNG")), "broken"),
+    "a wrong checksum": ("9.png", lambda: flipped(encoded(picture(), "PNG"), -13), "broken"),
     "half a JPEG": ("9.jpg", lambda: encoded(picture(), "JPEG")[:900], "truncated"),
     "a JPEG without end": ("9.jpeg", lambda: encoded(picture(), "JPEG")[:-2], "truncated"),
     "a JPEG's head": ("9.jpg", lambda: encoded(picture(), "JPEG")[:20], "broken"),
@@ -379,6 +380,17 @@ def test_another_size_or_class_name_has_its_own_cache(image_tree: Path, decoded_
     assert renamed.class_names == ("bat", "cat")
     assert np.array_equal(renamed.images["train"], first.images["train"][[4, 5, 6, 7, 0, 1, 2, 3]])
     assert len(decoded_files) == 36
+
+
+def test_a_new_class_renumbers_cached_splits(image_tree: Path) -> None:
+    shutil.rmtree(image_tree / "test" / "cat")
+    before = load(image_tree)
+    shutil.copytree(image_tree / "train" / "cat", image_tree / "train" / "ant")
+
+    after = load(image_tree)
+
+    assert before.labels["test"].tolist() == [1, 1]
+    assert after.labels["test"].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(

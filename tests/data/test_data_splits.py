@@ -10,7 +10,7 @@ import pytest
 from bench import data
 from bench.errors import UserError
 
-LABELS = [0] * 40 + [1] * 26 + [2] * 12 + [3] * 3 + [4] * 2 + [5]
+LABELS = [0] * 100 + [1] * 26 + [2] * 12 + [3] * 3 + [4] * 2 + [5]
 
 
 def test_ten_percent_of_each_class_is_set_aside(make_dataset) -> None:
@@ -20,7 +20,7 @@ def test_ten_percent_of_each_class_is_set_aside(make_dataset) -> None:
 
     labels = dataset.labels["train"]
     assert not split.own
-    assert np.bincount(labels[split.val], minlength=6).tolist() == [4, 3, 1, 1, 1, 0]
+    assert np.bincount(labels[split.val], minlength=6).tolist() == [10, 3, 1, 1, 1, 0]
     assert np.array_equal(np.sort(np.concatenate([split.train, split.val])), np.arange(len(labels)))
     assert (np.diff(split.train) > 0).all()
     assert (np.diff(split.val) > 0).all()
