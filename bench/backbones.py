@@ -1,7 +1,7 @@
 """timm backbones at any image size: the small-image stem, pooled stages, input transforms.
 
-Two settings differ from timm's defaults. ResNets are built with `zero_init_last=False`: with timm's
-default an untrained one is nearly the identity and the random floor falls from 73 to 15 % on
+Two settings differ from timm's defaults. Residual nets are built with `zero_init_last=False`: with
+timm's default an untrained one is nearly the identity and the random floor falls from 73 to 15 % on
 Fashion-MNIST. A stem may be replaced by one 3x3 convolution, the field's choice for small images.
 """
 
@@ -17,39 +17,87 @@ from bench.errors import UserError
 
 MAX_STAGES = 6
 INPUTS = ("rgb", "gray3", "lab_l")
+OWN = ("pretrained", "num_classes", "in_chans", "img_size", "features_only", "checkpoint_path")
 
 
 def build(spec: dict[str, Any], image_size: int) -> nn.Module:
     """Return the timm model of `spec` = {"name", "args", "stem"}: features out, random weights.
+
+    `num_features` of the model is the width of what it returns, also where timm counts the layer
+    before (MobileNets have a convolution after it).
 
     Args:
         spec: `stem` is None or {"kernel": k, "stride": s, "max_pool": bool}; ViTs take none.
         image_size: side of the images in pixels, for models that must know it.
 
     Raises:
-        UserError: no such model, an argument that it refuses, or a stem where none can be put.
+        UserError: no such model, an argument that it refuses, an image size at which it gives no
+            features, or a stem where none can be put.
     """
     import timm
 
     name, args, stem = spec["name"], dict(spec["args"]), spec["stem"]
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+    if name not in timm.list_models():
+        hint = _nearest(name, timm.list_models())
         raise UserError(f"no timm model {name!r}; {hint}")
-    defaults: dict[str, Any] = {"num_classes": 0, "in_chans": 3}
-    entry = timm.model_entrypoint(name)
-    if entry.__module__.endswith(".resnet"):
-        defaults["zero_init_last"] = False
-    if "vision_transformer" in entry.__module__ and not args.get("dynamic_img_size"):
-        defaults["img_size"] = image_size
-    try:
-        model = timm.create_model(name, pretrained=False, **(defaults | args))
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"timm refuses to build {name} with {args}: {text}") from None
+    if own := sorted(set(args) & set(OWN)):
+        raise UserError(f"backbone argument {own[0]!r} of {name} is the host's own; leave it out")
+    model = _create(name, args, image_size)
     if stem is not None:
         _replace_stem(model, name, stem)
+    model.num_features = _width(model, name, image_size)
     return model
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    if (plain := name.partition(".")[0]) in known:
+        return f"weights are random here: say {plain!r}, without the tag"
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+
+
+def _create(name: str, args: dict[str, Any], image_size: int) -> nn.Module:
+    """Build with the host's settings where the model knows them; those it refuses draw nothing."""
+    import timm
+
+    ours: dict[str, Any] = {"zero_init_last": False, "img_size": image_size}
+    if args.get("dynamic_img_size"):
+        del ours["img_size"]
+    state = torch.get_rng_state()
+    while True:
+        try:
+            return timm.create_model(
+                name, pretrained=False, num_classes=0, in_chans=3, **(ours | args)
+            )
+        except Exception as error:  # whatever a model makes of a user's arguments
+            unknown = "unexpected keyword" in str(error)
+            refused = [key for key in ours if unknown and key not in args and key in str(error)]
+            if not refused:
+                raise UserError(
+                    f"timm refuses to build {name} with {args}: {_line(error)}"
+                ) from None
+            del ours[refused[0]]
+            torch.set_rng_state(state)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@torch.no_grad()
+def _width(model: nn.Module, name: str, image_size: int) -> int:
+    """Return D of the features (B, D) that the model gives at this image size."""
+    first = next(model.parameters())
+    try:
+        features = model.eval()(first.new_zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        text = f"{name} takes no images of {image_size} pixels: {_line(error)}"
+        raise UserError(f"{text}; take a larger size or another backbone") from None
+    model.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(f"{name} with these arguments returns {shape}; expected features (B, D)")
+    return features.shape[1]
 
 
 def _replace_stem(model: nn.Module, name: str, stem: dict[str, Any]) -> None:
@@ -61,16 +109,25 @@ def _replace_stem(model: nn.Module, name: str, stem: dict[str, Any]) -> None:
         model.conv1 = _convolution(old[0], old[-1].out_channels, stem)
         if not stem["max_pool"]:
             model.maxpool = nn.Identity()
-    elif hasattr(model, "conv_stem"):  # EfficientNet and MobileNet families
+        return
+    if stem["max_pool"]:
+        raise UserError(f"{name} has no max-pool after its stem; set max_pool = false")
+    if isinstance(getattr(model, "conv_stem", None), nn.Conv2d):  # EfficientNets, MobileNets
         model.conv_stem = _convolution(model.conv_stem, model.conv_stem.out_channels, stem)
-    elif hasattr(model, "stem") and isinstance(model.stem, nn.Sequential):  # ConvNeXt
+    elif _is_convnext(model):
         old = [m for m in model.stem if isinstance(m, nn.Conv2d)]
         model.stem[0] = _convolution(old[0], old[-1].out_channels, stem)
+        nn.init.trunc_normal_(model.stem[0].weight, std=0.02)  # as timm draws all of a ConvNeXt
         for index, layer in enumerate(model.stem):
             if index and isinstance(layer, nn.Conv2d):
                 model.stem[index] = nn.Identity()
     else:
         raise UserError(f"no stem can be put into {name}; leave stem out of the backbone")
+
+
+def _is_convnext(model: nn.Module) -> bool:
+    stem = getattr(model, "stem", None)
+    return isinstance(stem, nn.Sequential) and isinstance(stem[0], nn.Conv2d)
 
 
 def _convolution(old: nn.Conv2d, channels: int, stem: dict[str, Any]) -> nn.Conv2d:
@@ -101,16 +158,20 @@ def describe(spec: dict[str, Any]) -> str:
     return text
 
 
-def stages(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def stages(backbone: nn.Module, images: Tensor, *, one_pass: bool = False) -> dict[str, Tensor]:
     """Return pooled features (B, D) per stage, in order; the last, "last", is `backbone(images)`.
 
     Stages are timm's `forward_intermediates`, averaged over space (a ViT's patch tokens); of many
-    blocks at most six are taken, evenly.
+    blocks at most six are taken, evenly, and named by their number.
+
+    Args:
+        one_pass: compute "last" from the same pass as the stages, for backbones where
+            `is_one_pass` says that it is the same.
     """
-    last = backbone(images)
     if not hasattr(backbone, "forward_intermediates"):
-        return {"last": last}
-    maps = backbone.forward_intermediates(images, intermediates_only=True)
+        return {"last": backbone(images)}
+    final, maps = backbone.forward_intermediates(images)
+    last = backbone.forward_head(final) if one_pass else backbone(images)
     count = min(MAX_STAGES, len(maps))
     chosen = sorted({round((i + 1) * len(maps) / count) - 1 for i in range(count)})
     pooled = {
@@ -118,6 +179,14 @@ def stages(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
         for i in chosen
     }
     return pooled | {"last": last}
+
+
+def is_one_pass(backbone: nn.Module, images: Tensor) -> bool:
+    """Return whether head and intermediates of one pass give the bytes of `backbone(images)`."""
+    if not (hasattr(backbone, "forward_intermediates") and hasattr(backbone, "forward_head")):
+        return False
+    final, _ = backbone.forward_intermediates(images)
+    return torch.equal(backbone.forward_head(final), backbone(images))
 
 
 def to_input(images: Tensor, kind: str = "rgb") -> Tensor:

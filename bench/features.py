@@ -43,19 +43,28 @@ def embed(
     backbone.eval()
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     parts: dict[str, list[Tensor]] = {}
+    one_pass = None
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
         shown = backbones.to_input(batch.to(device), kind)
         shown = shown.contiguous(memory_format=torch.channels_last)
-        for name, values in backbones.stages(backbone, shown).items():
+        if one_pass is None:
+            one_pass = backbones.is_one_pass(backbone, shown[:2])
+        for name, values in backbones.stages(backbone, shown, one_pass=one_pass).items():
             parts.setdefault(name, []).append(values.float().cpu())
-    found = {name: torch.cat(values) for name, values in parts.items()}
-    return {n: v for n, v in found.items() if n == "last" or not _is_same(v, found["last"])}
+    return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def _is_same(stage: Tensor, last: Tensor) -> bool:
-    """Return whether a stage is the last one under another name, as a ResNet's final map is."""
-    return stage.shape == last.shape and torch.allclose(stage, last, rtol=1e-4, atol=1e-6)
+def _repeats(stages: dict[str, Tensor]) -> set[str]:
+    """Return the stages that are the last one under another name, as a ResNet's final map is."""
+    last = stages["last"]
+    return {
+        name
+        for name, values in stages.items()
+        if name != "last"
+        and values.shape == last.shape
+        and torch.allclose(values, last, rtol=1e-4, atol=1e-6)
+    }
 
 
 def extract(
@@ -67,7 +76,10 @@ def extract(
     batch_size: int = 256,
     test: bool = True,
 ) -> Features:
-    """Return the features of the split's training, validation and (if `test`) test images."""
+    """Return the features of the split's training, validation and (if `test`) test images.
+
+    The backbone is left in eval mode. A stage that repeats the last one is left out.
+    """
     backbone.float().to(memory_format=torch.channels_last)
     return _features(
         dataset, split, test, lambda x: embed(backbone, x, kind=kind, batch_size=batch_size)
@@ -94,10 +106,16 @@ def _features(dataset: Dataset, split: Split, test: bool, measure) -> Features:
     labels = {
         key: torch.from_numpy(np.array(value)).long() for key, value in dataset.labels.items()
     }
+    train = measure(dataset.images["train"][split.train])
+    repeats = _repeats(train)  # on training images alone, so that all splits have the same stages
+
+    def others(images: np.ndarray) -> dict[str, Tensor]:
+        return {name: values for name, values in measure(images).items() if name not in repeats}
+
     return Features(
-        train=measure(dataset.images["train"][split.train]),
-        validation=measure(dataset.images[source][split.val]),
-        test=measure(dataset.images["test"]) if test else None,
+        train={name: values for name, values in train.items() if name not in repeats},
+        validation=others(dataset.images[source][split.val]),
+        test=others(dataset.images["test"]) if test else None,
         train_labels=labels["train"][split.train],
         validation_labels=labels[source][split.val],
         test_labels=labels["test"] if test else None,
