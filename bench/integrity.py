@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from bench import backbones
 from bench.data import Dataset, Split
@@ -19,6 +22,11 @@ from bench.identity import stream
 
 SAMPLE = 64
 TOLERANCE = 1e-4  # of the features' std
+ROUNDING = (
+    32 * torch.finfo(torch.float32).eps
+)  # of the largest feature: all that a collapsed one has
+SHUFFLES = 5
+SHUFFLED_IMAGES = 5000  # enough training images to find a leak
 
 
 class IntegrityError(Exception):
@@ -26,28 +34,34 @@ class IntegrityError(Exception):
 
 
 def load_backbone(spec: dict[str, Any], image_size: int, path: Path, sha256: str) -> nn.Module:
-    """Return the backbone of `spec` with the weights at `path`; every key and shape must match.
+    """Return the backbone of `spec` with the weights at `path`; keys, shapes, types must match.
 
     Raises:
-        IntegrityError: other bytes than recorded, or keys or shapes that do not match.
+        IntegrityError: no file, other bytes than recorded, or weights of another backbone.
     """
+    if not path.is_file():
+        raise IntegrityError(f"{path.name} is missing")
     content = path.read_bytes()
     actual = hashlib.sha256(content).hexdigest()
     if actual != sha256:
         raise IntegrityError(f"{path.name} hashes to {actual[:10]}, recorded is {sha256[:10]}")
     backbone = backbones.build(spec, image_size)
-    _load_strictly(backbone, load(content))
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        raise IntegrityError(f"{path.name} is no safetensors file: {error}") from None
+    _load_strictly(backbone, weights)
     return backbone
 
 
-def _load_strictly(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def _load_strictly(backbone: nn.Module, weights: dict[str, Tensor]) -> None:
     expected = backbone.state_dict()
     faults = [f"missing {key}" for key in expected if key not in weights]
     faults += [f"unexpected {key}" for key in weights if key not in expected]
     faults += [
-        f"{key} is {tuple(weights[key].shape)}, expected {tuple(expected[key].shape)}"
+        f"{key} is {_form(weights[key])}, expected {_form(expected[key])}"
         for key in expected
-        if key in weights and weights[key].shape != expected[key].shape
+        if key in weights and _form(weights[key]) != _form(expected[key])
     ]
     if faults:
         shown = ", ".join(faults[:5]) + (f" and {len(faults) - 5} more" if faults[5:] else "")
@@ -55,6 +69,10 @@ def _load_strictly(backbone: nn.Module, weights: dict[str, torch.Tensor]) -> Non
     if any(not w.isfinite().all() for w in weights.values() if w.is_floating_point()):
         raise IntegrityError("the weights hold non-finite numbers")
     backbone.load_state_dict(weights, strict=True)
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def weights_sha256(backbone: nn.Module) -> str:
@@ -87,40 +105,70 @@ def check(
 
 
 def batch_dependence(backbone: nn.Module, images: np.ndarray, kind: str) -> list[str]:
-    """Return a line if features change with the batch's size or order."""
-    whole = embed(backbone, images, kind=kind, batch_size=len(images))["last"]
-    small = embed(backbone, images, kind=kind, batch_size=7)["last"]
-    turned = embed(backbone, images[::-1], kind=kind, batch_size=len(images))["last"].flip(0)
-    scale = whole.std().clamp_min(1e-12)
+    """Return a line per stage and cause if features change with the batch's size or order."""
+    whole = embed(backbone, images, kind=kind, batch_size=len(images))
+    small = embed(backbone, images, kind=kind, batch_size=7)
+    turned = embed(backbone, images[::-1], kind=kind, batch_size=len(images))
     found = []
-    for what, other in (("size", small), ("order", turned)):
-        difference = float((whole - other).abs().max() / scale)
-        if not difference <= TOLERANCE:
-            found.append(f"features depend on the batch's {what}: {difference:.1e} of their std")
+    for stage, values in whole.items():  # (B, D)
+        std = values.std(0).square().mean().sqrt()
+        limit = TOLERANCE * std + ROUNDING * values.abs().max()
+        for what, other in (("size", small[stage]), ("order", turned[stage].flip(0))):
+            difference = (values - other).abs().max()
+            if not difference <= limit:
+                share = f"{float(difference / std):.1e} of their std"
+                found.append(f"{stage} features depend on the batch's {what}: {share}")
     return found
 
 
-def shuffled_probe(features: Features, seed: int) -> str:
-    """Return a line if probes trained on shuffled labels beat chance by over 3 binomial sigma.
+def shuffled_probe(
+    features: Features, seed: int, probe: Callable[[Features], float] | None = None
+) -> str:
+    """Return a line if a probe on shuffled labels beats chance by over 3 binomial sigma.
 
-    Five shuffles are averaged, so that a sound row fails by chance less than once in a million.
+    Labels are shuffled on both sides. With validation labels as they are, good features would fail:
+    each tight cluster gets some class from the shuffled training labels, and all of its images are
+    right at once. Of five shuffles the mean counts: a sound row fails less than once in a million.
+
+    Args:
+        probe: from features (without a test split) to validation accuracy, 0 to 1.
     """
-    labels, held = features.train_labels, features.validation_labels
-    classes = len(features.class_names)
-    scale = standardiser(features.train["last"])
-    train, validation = scale(features.train["last"]), scale(features.validation["last"])
+    held = features.validation_labels
     scores = []
-    for draw in range(5):
+    for draw in range(SHUFFLES):
         generator = torch.Generator().manual_seed(stream(seed, "evaluate", "shuffled", draw))
-        shuffled = labels[torch.randperm(len(labels), generator=generator)]
-        solution = solve(train, shuffled, num_classes=classes, l2=[1.0], max_iterations=100)
-        guesses = solution.logits(validation)[0].argmax(1)
-        scores.append(float((guesses == held).float().mean()))
+        rows = torch.randperm(len(features.train_labels), generator=generator)[:SHUFFLED_IMAGES]
+        order = torch.randperm(len(rows), generator=generator)
+        turned = torch.randperm(len(held), generator=generator)
+        shuffled = replace(
+            features,
+            train={"last": features.train["last"][rows]},
+            train_labels=features.train_labels[rows][order],
+            validation={"last": features.validation["last"]},
+            validation_labels=held[turned],
+            test=None,
+            test_labels=None,
+        )
+        scores.append((probe or probe_once)(shuffled))
     score = sum(scores) / len(scores)
-    share = float(torch.bincount(held, minlength=classes).max()) / len(held)
+    share = float(torch.bincount(held).max()) / len(held)
     if score > share + 3 * (share * (1 - share) / len(held)) ** 0.5:
         return (
             f"probes of shuffled labels reach {100 * score:.1f} % on validation where "
             f"{100 * share:.1f} % is chance: labels leak"
         )
     return ""
+
+
+def probe_once(features: Features) -> float:
+    """Return the validation accuracy, 0 to 1, of a probe of the last stage at one l2."""
+    scale = standardiser(features.train["last"])
+    solution = solve(
+        scale(features.train["last"]),
+        features.train_labels,
+        num_classes=len(features.class_names),
+        l2=[1e-2],
+        max_iterations=100,
+    )
+    guesses = solution.logits(scale(features.validation["last"]))[0].argmax(1)
+    return float((guesses == features.validation_labels).float().mean())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench import backbones, health, integrity
 from bench.data import Split
-from bench.features import extract, raw_pixels
+from bench.features import Features, extract, raw_pixels
 
 SPEC = {
     "name": "resnet18",
@@ -55,7 +55,11 @@ def test_sound_backbone_passes(tmp_path: Path) -> None:
     [
         (lambda s: s.pop("bn1.weight"), "missing bn1.weight"),
         (lambda s: s.update(extra=torch.zeros(1)), "unexpected extra"),
-        (lambda s: s.update({"bn1.bias": torch.zeros(2)}), r"bn1.bias is \(2,\), expected \(64,\)"),
+        (
+            lambda s: s.update({"bn1.bias": torch.zeros(2)}),
+            r"bias is float32 \(2,\), expected float32 \(64,\)",
+        ),
+        (lambda s: s.update({"bn1.bias": s["bn1.bias"].double()}), "bn1.bias is float64"),
         (lambda s: s["conv1.weight"].fill_(float("nan")), "non-finite"),
     ],
 )
@@ -90,8 +94,8 @@ class Ordered(nn.Module):
 def test_features_that_depend_on_the_batch_are_found() -> None:
     faults = integrity.batch_dependence(Ordered(), IMAGES[:64], "rgb")
     assert [fault.split(":")[0] for fault in faults] == [
-        "features depend on the batch's size",
-        "features depend on the batch's order",
+        "last features depend on the batch's size",
+        "last features depend on the batch's order",
     ]
 
 
@@ -105,21 +109,68 @@ def test_changed_weights_are_found() -> None:
     assert faults == ["the backbone's weights changed during evaluation"]
 
 
+def test_every_stage_is_checked_for_the_batch() -> None:
+    net = backbone()
+    net.layer1.register_forward_hook(
+        lambda _, __, maps: maps + 1e-2 * torch.randn(len(maps), 1, 1, 1)
+    )
+    stages = {fault.split()[0] for fault in integrity.batch_dependence(net, IMAGES[:64], "rgb")}
+    assert "stage2" in stages
+    assert "stage1" not in stages
+
+
+def test_features_that_collapsed_to_rounding_are_not_called_dependent() -> None:
+    net = backbone()
+    with torch.no_grad():
+        for norm in net.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight.zero_()
+                norm.bias.fill_(0.1)
+    assert integrity.batch_dependence(net, IMAGES[:64], "rgb") == []
+
+
+def separable(seed: int) -> Features:
+    """Four tight clusters, a class each, as supervised training leaves them."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 16, generator=generator)
+    parts = [
+        centres[labels] + 0.1 * torch.randn(len(labels), 16, generator=generator)
+        for labels in (torch.arange(200) % 4, torch.arange(400) % 4)
+    ]
+    return Features(
+        train={"last": parts[0]},
+        validation={"last": parts[1]},
+        test=None,
+        train_labels=torch.arange(200) % 4,
+        validation_labels=torch.arange(400) % 4,
+        test_labels=None,
+        class_names=("a", "b", "c", "d"),
+    )
+
+
 def test_shuffled_labels_find_nothing_in_sound_features() -> None:
     assert integrity.shuffled_probe(raw_pixels(DATASET, SPLIT), 0) == ""
+    assert [integrity.shuffled_probe(separable(seed), seed) for seed in range(20)] == [""] * 20
 
 
-def test_a_probe_that_is_right_for_shuffled_labels_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = raw_pixels(DATASET, SPLIT)
+def test_a_probe_that_saw_the_labels_it_is_scored_by_is_found() -> None:
+    def leaking(features: Features) -> float:
+        both = torch.cat([features.train["last"], features.validation["last"]])
+        labels = torch.cat([features.train_labels, features.validation_labels])
+        distances = torch.cdist(features.validation["last"], both)
+        return float((labels[distances.argmin(1)] == features.validation_labels).float().mean())
 
-    class Oracle:
-        def logits(self, features: Tensor) -> Tensor:
-            return torch.eye(4)[seen.validation_labels][None]
+    fault = integrity.shuffled_probe(separable(0), 0, leaking)
+    assert fault.startswith("probes of shuffled labels reach 100.0 % on validation where 25.0 %")
 
-    monkeypatch.setattr(integrity, "solve", lambda *_, **__: Oracle())
-    assert "100.0 % on validation where 25.0 % is chance" in integrity.shuffled_probe(seen, 0)
+
+def test_what_is_no_weights_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"no weights")
+    sha256 = hashlib.sha256(b"no weights").hexdigest()
+    with pytest.raises(integrity.IntegrityError, match="b is no safetensors file"):
+        integrity.load_backbone(SPEC, 32, tmp_path / "b", sha256)
+    with pytest.raises(integrity.IntegrityError, match="absent is missing"):
+        integrity.load_backbone(SPEC, 32, tmp_path / "absent", sha256)
 
 
 def test_raw_pixels_are_area_averages() -> None:
