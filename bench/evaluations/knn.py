@@ -15,7 +15,7 @@ from bench.features import Features
 ID = "knn"
 VERSION = 1
 SETTINGS = {"k": [1, 5, 10, 20, 50, 100, 200], "k_beside": 20, "temperature": 0.07}
-CHUNK = 1024
+SIMILARITIES = 1 << 24  # held at once: 64 MiB
 
 
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
@@ -57,7 +57,8 @@ def votes(
         ks: ascending, none above M.
     """
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for rows in torch.nn.functional.normalize(queries).split(CHUNK):
+    chunk = max(64, SIMILARITIES // len(bank))
+    for rows in torch.nn.functional.normalize(queries).split(chunk):
         similarity, index = (rows @ bank.T).topk(ks[-1])  # (B, K), most similar first
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         neighbours = labels[index]

@@ -45,7 +45,7 @@ def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
     metrics, predictions = {}, {}
     logits = {
         stage: _refit(features, stage, winners[stage][0], settings, stamps)
-        for stage in {"last", best}
+        for stage in dict.fromkeys(("last", best))
     }
     for column, stage in (("last", "last"), ("best", best)):
         top = logits[stage].topk(min(5, logits[stage].shape[1])).indices

@@ -123,6 +123,45 @@ def test_solution_has_no_gradient_left() -> None:
         assert float(weight.grad.square().sum() + bias.grad.square().sum()) ** 0.5 < 1e-5
 
 
+def test_gradient_of_every_strength_falls_to_the_tolerance() -> None:
+    train, labels = clusters(400, 1.0, 7)
+    wide = torch.cat(
+        [train, train @ torch.randn(12, 500, generator=torch.Generator().manual_seed(1))], 1
+    )
+    x = standardiser(wide)(wide)  # of rank 12, and nearly separable: hard for small l2
+    values = linear_probe.grid(linear_probe.SETTINGS)
+    found = solve(x, labels, num_classes=6, l2=values)
+    assert found.converged.all()
+    assert found.iterations < 200
+    for index, l2 in enumerate(values):
+        weight, bias = found.weight[index].clone(), found.bias[index].clone()
+        loss = torch.nn.functional.cross_entropy
+        total = loss(x @ weight.requires_grad_().T + bias.requires_grad_(), labels)
+        (total + l2 / 2 * weight.square().sum()).backward()
+        assert max(float(weight.grad.abs().max()), float(bias.grad.abs().max())) < 1.05e-4
+
+
+def test_unfinished_strengths_are_said_to_be() -> None:
+    train, labels = clusters(200, 2.0, 6)
+    x = standardiser(train)(train)
+    found = solve(x, labels, num_classes=6, l2=[1e-6, 1e1], max_iterations=8)
+    assert found.converged.tolist() == [False, True]
+    assert found.iterations == 8
+    probe = evaluations.protocol(
+        "linear_probe", {"max_iterations": 1, "gradient_norm": 1e-6}
+    ).evaluate(features(), 0)
+    assert any("not converged at l2" in stamp for stamp in probe.stamps)
+
+
+def test_features_that_are_all_dead_leave_the_largest_class() -> None:
+    labels = torch.tensor([2] * 30 + [1] * 10)
+    x = standardiser(torch.ones(40, 5))(torch.ones(40, 5))
+    assert x.shape == (40, 0)
+    found = solve(x, labels, num_classes=3, l2=[1e-2])
+    assert found.converged.all()
+    assert found.logits(x)[0].argmax(1).unique().tolist() == [2]
+
+
 def test_grid_has_thirteen_values_and_grows_at_its_edge() -> None:
     values = linear_probe.grid(linear_probe.SETTINGS)
     assert len(values) == 13
