@@ -43,7 +43,7 @@ def probe(
     Args:
         names: installed names or paths of local files.
         data: {"name", "image_size", "on_bad_image", "test"} or None for no data; only with `test`
-            is the test split opened, to hash it.
+            is the test split opened, to hash it. With `backbone`, whether it can be built.
         evaluations: {protocol: overrides of its settings}.
 
     Raises:
@@ -145,11 +145,13 @@ def _protocols(asked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _data(asked: dict[str, Any]) -> dict[str, Any] | None:
-    from bench import data
+    from bench import backbones, data
 
     if asked["data"] is None:
         return None
     wanted = asked["data"]
+    if wanted.get("backbone"):
+        backbones.build(wanted["backbone"], wanted["image_size"])  # refused now, not in every run
     dataset = data.load(
         wanted["name"],
         image_size=wanted["image_size"],

@@ -90,6 +90,7 @@ def prepare(
             "image_size": chosen.image_size,
             "on_bad_image": on_bad_image,
             "test": not dev,
+            "backbone": chosen.backbone,
         },
         seeds=wanted,
         runs_dir=runs_dir,

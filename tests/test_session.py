@@ -90,3 +90,10 @@ def test_a_finished_run_is_evaluated_further(board: tuple) -> None:
     )
     assert external.returncode == 0, external.stderr
     assert "external: training data unknown" in external.stdout
+
+
+def test_unknown_backbone_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    run = bench("run", "--plugins", "random_init", "--backbone", "resnet81", cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith("Error: no timm model 'resnet81'; did you mean")
+    assert not (tmp_path / "runs" / "results").exists()

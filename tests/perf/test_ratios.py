@@ -1,0 +1,169 @@
+"""Speed as ratios within one run: rounds alternate A B A B, medians are compared.
+
+`pytest tests/perf --override-ini addopts=-q`; the extra `peers` brings the peers. Figures are
+kept in docs/performance.md with the machine named.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench_plugins import simclr
+from torch import Tensor
+
+from bench import augment
+from bench.backbones import build
+from bench.evaluations import knn, linear_probe
+from bench.evaluations.logistic import solve, standardiser
+from bench.losses import nt_xent
+
+BATCH, SIZE = 128, 32
+SPEC = {"name": "test_resnet", "args": {}, "stem": None}
+CONFIG = simclr.Config(blur=0.0)
+
+
+def ratio(benchmark: Any, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> float:
+    """Return how many times faster `ours` is, the median over pairs of alternate rounds."""
+    ours(), theirs()
+    pairs = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        ours()
+        between = time.perf_counter()
+        theirs()
+        pairs.append((time.perf_counter() - between) / (between - begun))
+    found = statistics.median(pairs)
+    benchmark.extra_info["ratio"] = found
+    benchmark.extra_info["rounds"] = pairs
+    benchmark.pedantic(ours, rounds=3)
+    print(f"\n{benchmark.name}: {found:.2f} (rounds {min(pairs):.2f} to {max(pairs):.2f})")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Training:
+    """A SimCLR step on one core, from uint8 images or from views that are ready."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = simclr.SimCLR(build(SPEC, SIZE), CONFIG).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, fused=True)
+        self.view = simclr.view(CONFIG)
+        generator = torch.Generator().manual_seed(0)
+        shape = (BATCH, 3, SIZE, SIZE)
+        self.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        self.ready = self.views()
+
+    def views(self) -> list[Tensor]:
+        unit = self.images.float().div_(255)
+        draws = augment.Draws.of(unit, 1)
+        layout = torch.channels_last
+        return [(self.view(unit, draws) * 2 - 1).contiguous(memory_format=layout) for _ in range(2)]
+
+    def update(self, views: list[Tensor]) -> None:
+        loss = self.model.loss(*self.model.embed(*views))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def whole(self) -> None:
+        self.update(self.views())
+
+    def bare(self) -> None:
+        self.update(self.ready)
+
+
+def test_views_cost_at_most_a_quarter_of_a_step(benchmark: Any) -> None:
+    training = Training()
+    assert ratio(benchmark, training.whole, training.bare, 15) >= 0.75
+
+
+def test_step_against_lightly_s_per_sample_views(benchmark: Any) -> None:
+    loss_module = pytest.importorskip("lightly.loss")
+    transforms = pytest.importorskip("lightly.transforms")
+    from PIL import Image
+
+    training = Training()
+    transform = transforms.SimCLRTransform(input_size=SIZE, gaussian_blur=0.0)
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in training.images]
+    criterion = loss_module.NTXentLoss(temperature=CONFIG.temperature)
+    peer = Training()
+    peer.model = peer.model.to(memory_format=torch.contiguous_format)
+    peer.optimizer = torch.optim.SGD(peer.model.parameters(), lr=0.1, momentum=0.9)
+
+    def theirs() -> None:
+        made = [transform(picture) for picture in pictures]
+        view0, view1 = (torch.stack(column) for column in zip(*made, strict=True))
+        heads = [peer.model.head(peer.model.backbone(view)) for view in (view0, view1)]
+        loss = criterion(*heads)
+        peer.optimizer.zero_grad()
+        loss.backward()
+        peer.optimizer.step()
+
+    z0, z1 = torch.randn(2, 16, 8)
+    ours = nt_xent(z0, z1, CONFIG.temperature)
+    assert torch.allclose(ours, criterion(z0, z1), atol=1e-5)  # the same loss is timed
+    assert ratio(benchmark, training.whole, theirs, 7) >= 1.8
+
+
+@pytest.mark.parametrize(("classes", "least"), [(10, 0.95), (1000, 4.0)])
+def test_neighbours_against_lightly(benchmark: Any, classes: int, least: float) -> None:
+    peer = pytest.importorskip("lightly.utils.benchmarking")
+    generator = torch.Generator().manual_seed(0)
+    bank = torch.nn.functional.normalize(torch.randn(20_000, 128, generator=generator))
+    queries = torch.nn.functional.normalize(torch.randn(2_000, 128, generator=generator))
+    labels = torch.randint(0, classes, (20_000,), generator=generator)
+
+    def ours() -> Tensor:
+        return knn.votes(queries, bank, labels, classes, [200], 0.07)[200]
+
+    def theirs() -> Tensor:
+        parts = queries.split(512)
+        found = [peer.knn_predict(p, bank.T, labels, classes, 200, 0.07)[:, 0] for p in parts]
+        return torch.cat(found)
+
+    assert torch.equal(ours(), theirs())
+    assert ratio(benchmark, ours, theirs, 7) >= least
+
+
+def test_thirteen_probes_against_scikit_learn(benchmark: Any) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(5000) % 10
+    centres = torch.randn(10, 512, generator=generator) * 0.25
+    features = centres[labels] + torch.randn(5000, 512, generator=generator)
+    train, test = features[:4000], features[4000:]
+    scale = standardiser(train)
+    x, y = scale(train), scale(test)
+    values = linear_probe.grid(linear_probe.SETTINGS)
+    scores: dict[str, float] = {}
+
+    def ours() -> None:
+        guesses = solve(x, labels[:4000], num_classes=10, l2=values).logits(y).argmax(2)
+        scores["ours"] = 100 * float((guesses == labels[4000:]).float().mean(1).max())
+
+    def theirs() -> None:
+        best = 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for l2 in values:
+                model = LogisticRegression(C=1 / (l2 * len(x)), max_iter=1000)
+                model.fit(x.numpy(), labels[:4000].numpy())
+                best = max(best, 100 * model.score(y.numpy(), labels[4000:].numpy()))
+        scores["theirs"] = best
+
+    found = ratio(benchmark, ours, theirs, 3)
+    assert np.isclose(scores["ours"], scores["theirs"], atol=0.2)
+    assert found >= 4.0
