@@ -143,10 +143,13 @@ def load_external(backbone: nn.Module, path: Path) -> list[str]:
     expected = backbone.state_dict()
     if not any(key in expected for key in weights):
         first = next(iter(expected))
-        prefix = next((key.removesuffix(first) for key in weights if key.endswith(first)), "")
-        if prefix:
-            others = len([key for key in weights if not key.startswith(prefix)])
-            notes.append(f"prefix {prefix!r} stripped; {others} keys without it left out")
+        found = [key.removesuffix(first) for key in weights if key.endswith(first)]
+        if len(found) > 1:
+            notes.append(f"several prefixes fit: {', '.join(found)}; the first is taken")
+        if found:
+            prefix = found[0]
+            others = ", ".join(key for key in weights if not key.startswith(prefix)) or "none"
+            notes.append(f"prefix {prefix!r} stripped; keys without it, left out: {others}")
             weights = {
                 k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
             }

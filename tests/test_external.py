@@ -36,10 +36,17 @@ def test_prefix_is_stripped_and_head_left_out_aloud(tmp_path: Path) -> None:
     backbone = fresh()
     notes = load_external(backbone, tmp_path / "moco.pt")
     assert notes == [
-        "prefix 'module.encoder_q.' stripped; 1 keys without it left out",
+        "prefix 'module.encoder_q.' stripped; keys without it, left out: module.queue",
         "head left out: fc.weight",
     ]
     assert all(torch.equal(v, weights()[k]) for k, v in backbone.state_dict().items())
+
+
+def test_a_second_encoder_in_the_file_is_said(tmp_path: Path) -> None:
+    state = {f"{p}{k}": v for p in ("encoder_q.", "encoder_k.") for k, v in weights().items()}
+    torch.save(state, tmp_path / "both.pt")
+    notes = load_external(fresh(), tmp_path / "both.pt")
+    assert notes[0] == "several prefixes fit: encoder_q., encoder_k.; the first is taken"
 
 
 def test_every_key_that_does_not_match_is_named(tmp_path: Path) -> None:
