@@ -147,17 +147,6 @@ def _convolution(old: nn.Conv2d, channels: int, stem: dict[str, Any]) -> nn.Conv
     return new
 
 
-def describe(spec: dict[str, Any]) -> str:
-    """Return a backbone in a line: name, changed arguments, stem."""
-    args = ", ".join(f"{key}={value}" for key, value in sorted(spec["args"].items()))
-    text = spec["name"] + (f" ({args})" if args else "")
-    if spec["stem"]:
-        stem = spec["stem"]
-        pool = "with" if stem["max_pool"] else "no"
-        text += f", {stem['kernel']}x{stem['kernel']} stride-{stem['stride']} stem, {pool} max-pool"
-    return text
-
-
 def stages(backbone: nn.Module, images: Tensor, *, one_pass: bool = False) -> dict[str, Tensor]:
     """Return pooled features (B, D) per stage, in order; the last, "last", is `backbone(images)`.
 

@@ -143,7 +143,8 @@ def load_external(backbone: nn.Module, path: Path) -> list[str]:
     expected = backbone.state_dict()
     if not any(key in expected for key in weights):
         first = next(iter(expected))
-        found = [key.removesuffix(first) for key in weights if key.endswith(first)]
+        ends = [key.removesuffix(first) for key in weights if key.endswith(first)]
+        found = [p for p in ends if 2 * sum(p + k in weights for k in expected) >= len(expected)]
         if len(found) > 1:
             notes.append(f"several prefixes fit: {', '.join(found)}; the first is taken")
         if found:

@@ -143,11 +143,6 @@ def test_bad_backbone_is_one_line(wrong: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_description_states_arguments_and_stem() -> None:
-    told = backbones.describe(spec("resnet18", STEM, layers=[1, 1]))
-    assert told == "resnet18 (layers=[1, 1]), 3x3 stride-1 stem, no max-pool"
-
-
 def test_inputs_are_pure_transforms_of_the_image() -> None:
     images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     rgb = backbones.to_input(images)
