@@ -3,7 +3,7 @@
 `bench.checks` writes a local plugin of two lines into a run's folder:
 
     from bench.observe import observed
-    describe, pretrain = observed("simclr", folder="/tmp/...", stop_at=5)
+    describe, pretrain = observed("mine", folder="/tmp/...", stop_at=5)
 
 The child runs it as any other; the hooks of the method named there are called through it.
 """

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UserError
+from bench.files import write_atomically
 from bench.identity import digest
 
 if TYPE_CHECKING:
@@ -245,23 +244,7 @@ def write(path: Path | str, result: Result) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace a file by a text, atomically and durably; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomically(path, text.encode())
 
 
 def add_evaluation(path: Path | str, protocol_hash: str, entry: EvaluationEntry) -> Result:
