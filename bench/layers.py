@@ -142,9 +142,9 @@ def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tenso
     axes = [0, *range(2, images.ndim)]
     own_var, own_mean = torch.var_mean(wide, axes, correction=0)  # (C,) each
     count = torch.full_like(own_mean[:1], images.numel() / images.shape[1])
-    counts, means, variances = gather(
-        torch.cat([count, own_mean, own_var]).unsqueeze(0)
-    ).split([1, len(own_mean), len(own_var)], dim=1)  # one exchange per layer
+    counts, means, variances = gather(torch.cat([count, own_mean, own_var]).unsqueeze(0)).split(
+        [1, len(own_mean), len(own_var)], dim=1
+    )  # one exchange per layer
     shares = counts / counts.sum()  # (processes, 1)
     mean = (shares * means).sum(0)
     # The variance around the common mean: within processes, and between their means. Unlike the
