@@ -1,0 +1,122 @@
+"""Heads, moving averages, and BatchNorm over parts of a batch."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from bench.layers import ema_update, group_batch_norm, projection_mlp, split_batch_norm
+
+
+def images(count: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, 5, 5, generator=generator, dtype=torch.float64) * 2 + 1
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Flatten(), nn.BatchNorm1d(36)
+    ).double()
+    for layer in layers:
+        if hasattr(layer, "running_mean"):
+            nn.init.uniform_(layer.weight, 0.5, 2.0)
+            nn.init.normal_(layer.bias)
+    return layers
+
+
+def test_head_is_the_composition_of_its_layers() -> None:
+    head = projection_mlp(4, 7, 3, depth=3)
+    x = torch.randn(5, 4)
+    first, second, last = (m for m in head if isinstance(m, nn.Linear))
+    expected = last(second(first(x).clamp(min=0)).clamp(min=0))
+    assert torch.equal(head(x), expected)
+    assert [m.out_features for m in (first, second, last)] == [7, 7, 3]
+
+
+def test_head_norms_stand_before_each_relu_and_at_the_end() -> None:
+    head = projection_mlp(4, 7, 3, norm=True, out_norm=True)
+    kinds = [type(m).__name__ for m in head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    assert all(m.bias is None for m in head if isinstance(m, nn.Linear))
+    assert head[1].bias.requires_grad
+    assert not head[-1].bias.requires_grad
+    out = head(torch.randn(64, 4))
+    assert torch.allclose(out.mean(0), torch.zeros(3), atol=1e-5)
+
+
+def test_head_of_depth_one_is_linear() -> None:
+    assert [type(m) for m in projection_mlp(4, 7, 3, depth=1, norm=True)] == [nn.Linear]
+    with pytest.raises(ValueError, match="got depth 0"):
+        projection_mlp(4, 7, 3, depth=0)
+
+
+def test_ema_moves_parameters_and_copies_buffers() -> None:
+    module, average = network(), network()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    module(images())
+    before = [p.detach().clone() for p in average.parameters()]
+    ema_update(average, module, 0.9)
+    for slow, fast, old in zip(average.parameters(), module.parameters(), before, strict=True):
+        assert torch.allclose(slow, 0.9 * old + 0.1 * fast, rtol=0, atol=1e-14)
+    assert all(map(torch.equal, average.buffers(), module.buffers()))
+    assert int(average[0].num_batches_tracked) == 1
+
+
+def test_split_norm_equals_the_parts_apart() -> None:
+    """Outputs, gradients and running statistics are those of separate passes over the parts."""
+    split, whole = split_batch_norm(network(), 3).train(), network().train()
+    x = images()
+    out = split(x)
+    parts = [copy.deepcopy(whole) for _ in range(3)]
+    expected = torch.cat([net(part) for net, part in zip(parts, x.chunk(3), strict=True)])
+    assert torch.allclose(out, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(out, whole(x), atol=1e-2)
+
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in split.named_parameters():
+        total = sum(net.get_parameter(name).grad for net in parts)
+        assert torch.allclose(parameter.grad, total, rtol=0, atol=1e-10), name
+    for name, buffer in split.named_buffers():
+        mean = sum(net.get_buffer(name) for net in parts) / 3
+        assert torch.allclose(buffer.double(), mean.double(), rtol=0, atol=1e-12), name
+
+
+def test_split_norm_keeps_keys_and_evaluation() -> None:
+    whole, split = network(), split_batch_norm(network(), 2)
+    assert list(split.state_dict()) == list(whole.state_dict())
+    whole.train()(images())
+    split.load_state_dict(whole.state_dict())
+    assert torch.equal(split.eval()(images()), whole.eval()(images()))
+
+
+def test_split_norm_averages_all_batches_without_momentum() -> None:
+    """`momentum=None` is how statistics are estimated anew."""
+    net = split_batch_norm(nn.Sequential(nn.BatchNorm2d(3, momentum=None)), 2).double().train()
+    batches = images(12).chunk(3)
+    for batch in batches:
+        net(batch)
+    expected = torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0)
+    assert torch.allclose(net[0].running_mean, expected, rtol=0, atol=1e-12)
+
+
+def test_split_norm_refuses_what_does_not_divide() -> None:
+    net = split_batch_norm(network(), 4).train()
+    with pytest.raises(ValueError, match="6 images does not split into 4 groups"):
+        net(images())
+    with pytest.raises(ValueError, match="1 group or more, got 0"):
+        split_batch_norm(network(), 0)
+
+
+def test_nothing_changes_with_one_group_or_one_process() -> None:
+    net = network()
+    kinds = [type(m) for m in net.modules()]
+    assert group_batch_norm(split_batch_norm(net, 1)) is net
+    assert [type(m) for m in net.modules()] == kinds
