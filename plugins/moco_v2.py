@@ -3,8 +3,9 @@
 Paper:   Chen et al., 2020. https://arxiv.org/abs/2003.04297 (MoCo: https://arxiv.org/abs/1911.05722)
 Source:  https://github.com/facebookresearch/moco
 Family:  contrastive
-Departs: the queue holds at most half of the training images; on one process BatchNorm is split
-         into `batch_norm_groups` in place of the source's eight cards.
+Departs: the queue holds at most half of the training images; BatchNorm normalises
+         `batch_norm_groups` parts of the batch apart, on however many processes, in place of the
+         source's cards; its running statistics are the mean over all parts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import Engine, MethodCard, hookimpl
+from bench import Engine, MethodCard, Unsupported, hookimpl
 from bench.augment import (
     View,
     color_jitter,
@@ -27,7 +28,7 @@ from bench.augment import (
     horizontal_flip,
     random_resized_crop,
 )
-from bench.distributed import broadcast, gather, rank, world_size
+from bench.distributed import average_buffers, broadcast, gather, rank, world_size
 from bench.layers import ema_update, projection_mlp, split_batch_norm
 from bench.losses import info_nce, unit
 
@@ -42,7 +43,7 @@ class Config:
     half_life_epochs: float | None = None  # of the moving average, instead of momentum
     temperature: float = 0.2
     head_features: int = 128
-    batch_norm_groups: int = 8  # the source's cards; 1: no split
+    batch_norm_groups: int = 8  # the source's cards, over all processes; 1: no split
     crop_area: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # with probability 0.8
@@ -54,12 +55,12 @@ class Config:
     warmup_epochs: float = 0.0
 
 
-# 30 epochs of a 0.3M-parameter ResNet at 32 px. The half-life is that of the authors' CIFAR-10
-# demo: 0.99 per step at 98 steps an epoch.
+# 30 epochs of a 0.3M-parameter ResNet at 32 px. Half-life and images per BatchNorm group are those
+# of the authors' CIFAR-10 demo: 0.99 per step at 98 steps an epoch; 8 groups of a batch of 512.
 SMALL = Config(
     queue_size=4096,
     half_life_epochs=0.7,
-    batch_norm_groups=1,
+    batch_norm_groups=2,  # 64 images each at batch 128
     crop_area=(0.5, 1.0),  # a smaller part of a small gray image hides its class
     flip=False,  # a mirrored digit is another shape
     blur=0.0,
@@ -95,7 +96,7 @@ class MoCo(nn.Module):
 
     def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return InfoNCE (MoCo, Eq. 1) with the queue as negatives."""
-        return info_nce(queries, keys, self.queue.clone(), self.temperature)
+        return info_nce(queries, keys, self.queue, self.temperature)
 
     def shuffled_keys(self, images: Tensor) -> Tensor:
         """Encode the images of all processes in another order than the queries (Section 3.3).
@@ -110,7 +111,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def after_step(self, queries: Tensor, keys: Tensor) -> None:
-        """Put the step's keys into the queue and move the key encoder.
+        """Put the step's keys into the queue, share running statistics, move the key encoder.
 
         The source moves the key encoder at the start of a step, before it makes the keys. That
         is the end of the step before; in the first step both encoders are equal and nothing moves.
@@ -119,6 +120,7 @@ class MoCo(nn.Module):
         rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue.index_copy_(0, rows, keys.to(self.queue.dtype))
         self.pointer.add_(len(keys)).remainder_(len(self.queue))
+        average_buffers([*self.backbone.buffers(), *self.head.buffers()])
         ema_update(self.key_encoder, nn.Sequential(self.backbone, self.head), self.momentum)
 
 
@@ -149,6 +151,19 @@ def momentum(config: Config, engine: Engine) -> float:
     return 0.5 ** (1 / steps)
 
 
+def groups_here(config: Config) -> int:
+    """Return the groups into which each process splits its part of the batch.
+
+    Raises:
+        Unsupported: the processes cannot share the groups evenly; another number of groups would
+            be another training.
+    """
+    groups, processes = config.batch_norm_groups, world_size()
+    if groups % processes:
+        raise Unsupported(f"{groups} BatchNorm groups do not divide among {processes} processes")
+    return groups // processes
+
+
 def recipe(config: Config) -> dict[str, Any]:
     """Return what `fit` takes."""
     names = ("optimizer", "base_lr", "lr", "weight_decay", "warmup_epochs")
@@ -168,15 +183,14 @@ def describe() -> MethodCard:
             "temperature": ("log_uniform", 0.05, 1.0),
             "weight_decay": ("log_uniform", 1e-6, 1e-2),
         },
-        departs="the queue holds at most half of the training images; BatchNorm splits by groups",
+        departs="queue of at most half of the training images; BatchNorm by groups, not cards",
     )
 
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     model = MoCo(backbone, config, queue_size(config, engine), momentum(config, engine))
-    if world_size() == 1:
-        split_batch_norm(model, config.batch_norm_groups)
+    split_batch_norm(model, groups_here(config))
     engine.log(log_candidates=math.log(len(model.queue) + 1))
     views = (view(config), view(config))
     return engine.fit(model, views=views, after_step=model.after_step, **recipe(config))

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from bench_plugins import moco_v2, simclr
 from torch import Tensor, nn
 
+from bench import Unsupported
 from bench.engine import Trainer
 from bench.layers import group_batch_norm, split_batch_norm
 from bench.losses import info_nce, unit
@@ -68,8 +69,7 @@ def train(rank: int, world: int, folder: str, method: str, groups: int) -> None:
         args = simclr.recipe(config)
     else:
         model = moco_v2.MoCo(Net(), SMALL_MOCO, 16, 0.9)
-        if groups > 1:
-            split_batch_norm(model, groups)
+        split_batch_norm(model, moco_v2.groups_here(replace(SMALL_MOCO, batch_norm_groups=groups)))
         config, view, after = SMALL_MOCO, moco_v2.view(SMALL_MOCO), model.after_step
         args = moco_v2.recipe(config)
     original = model.loss
@@ -85,14 +85,14 @@ def train(rank: int, world: int, folder: str, method: str, groups: int) -> None:
         "losses": torch.stack(losses).detach(),
         "parameters": dict(model.named_parameters()),
         "gradients": gradients,
-        "buffers": {n: b for n, b in model.named_buffers() if n in ("queue", "pointer")},
+        "buffers": {n: b for n, b in model.named_buffers() if b.is_floating_point()},
     }
     torch.save(state, place / f"{rank}.pt")
     if world > 1:
         dist.destroy_process_group()
 
 
-def trained(folder: Path, world: int, method: str, groups: int = 1) -> list[dict[str, Any]]:
+def trained(folder: Path, world: int, method: str, groups: int = 2) -> list[dict[str, Any]]:
     place = folder / f"world{world}"
     place.mkdir()
     context = fork_server()
@@ -112,8 +112,11 @@ def trained(folder: Path, world: int, method: str, groups: int = 1) -> list[dict
 
 @pytest.mark.parametrize("method", ["contrastive", "queue"])
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
-    """The queue's method: against one process with BatchNorm in two groups and the same shuffle."""
-    (whole,) = trained(tmp_path, 1, method, groups=2)
+    """The queue's method: BatchNorm in two groups, which two processes share; the same shuffle.
+
+    Running statistics are compared too: they are part of the backbone that is judged.
+    """
+    (whole,) = trained(tmp_path, 1, method)
     first, second = trained(tmp_path, 2, method)
     mean = (first["losses"] + second["losses"]) / 2
     assert torch.allclose(mean, whole["losses"], rtol=0, atol=1e-9)
@@ -121,7 +124,18 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
         assert first[part].keys() == whole[part].keys()
         for name, expected in whole[part].items():
             assert torch.allclose(first[part][name], expected, rtol=0, atol=1e-9), name
-    assert all(torch.equal(second["parameters"][n], p) for n, p in first["parameters"].items())
+    for part in ("parameters", "buffers"):
+        assert all(torch.equal(second[part][n], value) for n, value in first[part].items())
+
+
+def test_groups_that_the_processes_cannot_share_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe decides the groups, whatever the number of processes: a run id has one result."""
+    monkeypatch.setattr(moco_v2, "world_size", lambda: 2)
+    assert moco_v2.groups_here(replace(SMALL_MOCO, batch_norm_groups=8)) == 4
+    with pytest.raises(Unsupported, match="1 BatchNorm groups do not divide among 2 processes"):
+        moco_v2.groups_here(replace(SMALL_MOCO, batch_norm_groups=1))
 
 
 def model(queue: int = 12, momentum: float = 0.9) -> moco_v2.MoCo:
