@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from bench.plan import (
     RAW_PIXELS_METHOD,
     RunSpec,
     Track,
+    data_name,
     load_track,
     override,
     parse_seeds,
@@ -74,7 +75,9 @@ def prepare(
     Raises:
         UserError: an option is refused.
     """
-    chosen = override(load_track(track), **(overrides or {}))
+    standard = load_track(track)
+    chosen = override(standard, **(overrides or {}))
+    changed = chosen.id != standard.id
     asked = manager.select(plugins)
     named = {manager.method_name(request): request for request in asked}
     floors = [name for name in with_floors(chosen, named) if name not in (*named, RAW_PIXELS)]
@@ -112,18 +115,33 @@ def prepare(
     facts = answer["data"]["facts"]
     source = chosen.data["name"]
     chosen = pin_data(chosen, facts)
+    if changed:  # only now: the id is a hash of the content, and must not know where files lie
+        chosen = replace(chosen, **_adhoc_words(standard, overrides or {}))
     specs = plan(chosen, methods, answer["data"], seeds=wanted, device=device, processes=processes)
     specs = [_with_source(spec, source) for spec in specs]
     return Session(chosen, specs, broken, _page(chosen, facts, answer["protocols"]))
 
 
+def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Return title and description of a changed track: the standard ones are true no longer."""
+    changes = ", ".join(
+        f"{name.replace('_', ' ')} {data_name(value) if name == 'dataset' else value}"
+        for name, value in sorted(overrides.items())
+        if value is not None
+    )
+    return {
+        "title": f"{standard.id}, changed",
+        "description": (
+            f"Ad-hoc track: {standard.id} with {changes}. Its rows stand beside no others."
+        ),
+    }
+
+
 def _with_source(spec: RunSpec, source: str) -> RunSpec:
     """Return the spec with a relative path in the data set's name made absolute."""
-    import dataclasses
-
     kind, colon, path = source.partition(":")
     place = f"{kind}:{Path(path).expanduser().absolute()}" if colon else source
-    return dataclasses.replace(spec, dataset=place)
+    return replace(spec, dataset=place)
 
 
 def _page(

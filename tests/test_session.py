@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from bench.session import prepare
 
 OBSERVER = """
 import json
@@ -54,6 +57,15 @@ def test_floors_and_reference_come_along(board: tuple) -> None:
     assert "SimCLR" not in text.split("## Variants")[0].split("\n| ", 1)[1]
 
 
+def test_changed_track_says_what_was_changed_and_nothing_else(board: tuple) -> None:
+    place, _ = board
+    (page,) = (place / "runs" / "leaderboards").glob("digits~*.md")
+    text = page.read_text()
+    assert "Ad-hoc track: digits with batch size 80, epochs 1, limit 160." in text
+    assert "24 epochs" not in text
+    assert "batch 128" not in text
+
+
 def test_observers_are_told_and_their_trouble_changes_nothing(board: tuple) -> None:
     place, run = board
     seen = sorted(json.loads(line) for line in (place / "seen").read_text().splitlines())
@@ -97,3 +109,17 @@ def test_unknown_backbone_is_refused_before_anything_runs(tmp_path: Path) -> Non
     assert run.returncode == 2
     assert run.stderr.startswith("Error: no timm model 'resnet81'; did you mean")
     assert not (tmp_path / "runs" / "results").exists()
+
+
+def test_ad_hoc_track_is_the_same_wherever_its_files_lie(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 4
+    pages = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "set.npz"
+        np.savez(file, x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
+        overrides = {"dataset": f"npz:{file}", "batch_size": 8}
+        pages.append(prepare("random_init", overrides=overrides, seeds="1").page)
+    assert pages[0] == pages[1]
+    assert "with batch size 8, dataset npz:set.npz." in pages[0]["description"]
