@@ -77,6 +77,7 @@ def evaluate_checkpoint(
     """
     from bench import ENGINE, data, evaluations, features, judge, results
     from bench.backbones import build
+    from bench.track import data_name
 
     begun = time.monotonic()
     backbone = build(backbone_spec, image_size)
@@ -97,7 +98,11 @@ def evaluate_checkpoint(
         "method": method,
         "config": {},
         "seed": seed,
-        "data": {"name": facts["name"], "sha256": facts["sha256"], "split": split.sha256},
+        "data": {
+            "name": data_name(facts["name"]),
+            "sha256": facts["sha256"],
+            "split": split.sha256,
+        },
         "image_size": image_size,
         "backbone": backbone_spec,
         "budget": {"steps": 0},

@@ -161,7 +161,7 @@ def _page(
         "description": " ".join(track.description.split()) + gray * (facts["channels"] == 1),
         "smoke": track.smoke,
         "seeds": list(track.seeds),
-        "data": facts["name"],
+        "data": data_name(facts["name"]),
         "licence": facts["licence"],
         "backbone": backbone,
         "image_size": track.image_size,

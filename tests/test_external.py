@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,6 +67,24 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path: Path, name: str) -
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no checkpoint at"):
         load_external(fresh(), tmp_path / f"absent-{name}")
+
+
+def test_external_result_names_the_data_without_its_folder(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "theirs.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.arange(60) % 4
+    file = tmp_path / "set.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    result, _ = evaluate_checkpoint(
+        SPEC,
+        tmp_path / "theirs.safetensors",
+        f"npz:{file}",
+        image_size=32,
+        names=["knn"],
+        runs_dir=tmp_path / "runs",
+    )
+    assert result.spec["data"]["name"] == "npz:set.npz"
+    assert str(tmp_path) not in str(result.document())
 
 
 def test_external_row_says_that_its_data_are_unknown(tmp_path: Path) -> None:
