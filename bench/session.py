@@ -115,11 +115,13 @@ def prepare(
     facts = answer["data"]["facts"]
     source = chosen.data["name"]
     chosen = pin_data(chosen, facts)
-    if changed:  # only now: the id is a hash of the content, and must not know where files lie
-        chosen = replace(chosen, **_adhoc_words(standard, overrides or {}))
     specs = plan(chosen, methods, answer["data"], seeds=wanted, device=device, processes=processes)
     specs = [_with_source(spec, source) for spec in specs]
-    return Session(chosen, specs, broken, _page(chosen, facts, answer["protocols"]))
+    # Words of the page alone: the track's id is a hash of the track's content.
+    words = {"title": chosen.title, "description": chosen.description}
+    if changed:
+        words = _adhoc_words(standard, overrides or {})
+    return Session(chosen, specs, broken, _page(chosen, words, facts, answer["protocols"]))
 
 
 def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str]:
@@ -145,7 +147,10 @@ def _with_source(spec: RunSpec, source: str) -> RunSpec:
 
 
 def _page(
-    track: Track, facts: Mapping[str, Any], protocols: list[dict[str, Any]]
+    track: Track,
+    words: Mapping[str, str],
+    facts: Mapping[str, Any],
+    protocols: list[dict[str, Any]],
 ) -> dict[str, Any]:
     kind, amount = next(iter(track.budget.items()))
     args = ", ".join(f"{key}={value}" for key, value in sorted(track.backbone["args"].items()))
@@ -157,8 +162,8 @@ def _page(
     gray = " Gray images: views of hue and saturation have no effect."
     return {
         "id": track.id,
-        "title": track.title,
-        "description": " ".join(track.description.split()) + gray * (facts["channels"] == 1),
+        "title": words["title"],
+        "description": " ".join(words["description"].split()) + gray * (facts["channels"] == 1),
         "smoke": track.smoke,
         "seeds": list(track.seeds),
         "data": data_name(facts["name"]),

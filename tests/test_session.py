@@ -62,6 +62,7 @@ def test_changed_track_says_what_was_changed_and_nothing_else(board: tuple) -> N
     (page,) = (place / "runs" / "leaderboards").glob("digits~*.md")
     text = page.read_text()
     assert "Ad-hoc track: digits with batch size 80, epochs 1, limit 160." in text
+    assert "Gray images: views of hue and saturation have no effect." in text
     assert "24 epochs" not in text
     assert "batch 128" not in text
 
@@ -120,6 +121,8 @@ def test_ad_hoc_track_is_the_same_wherever_its_files_lie(tmp_path: Path) -> None
         file = tmp_path / name / "set.npz"
         np.savez(file, x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
         overrides = {"dataset": f"npz:{file}", "batch_size": 8}
-        pages.append(prepare("random_init", overrides=overrides, seeds="1").page)
+        session = prepare("random_init", overrides=overrides, seeds="1")
+        assert {spec.track for spec in session.specs} == {session.page["id"]}
+        pages.append(session.page)
     assert pages[0] == pages[1]
     assert "with batch size 8, dataset npz:set.npz." in pages[0]["description"]
