@@ -1,0 +1,132 @@
+"""Commands that plan and run: `bench run`, `bench plan`, `bench worker`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import display
+from bench.errors import UnknownName
+from bench.exits import NOTHING_LOADED, OK, SOME_FAILED
+from bench.options import FOLDER, POSITIVE, SECONDS, as_json, selecting
+
+
+@click.command()
+@selecting
+@click.option("--results-dir", type=FOLDER, help="Where results go; default RUNS_DIR/results.")
+@click.option("--jobs", type=POSITIVE, help="Runs at a time; default by cores and memory.")
+@click.option("--timeout", type=SECONDS, default=86_400.0, help="Seconds that a run may take.")
+@click.option("--stall", type=SECONDS, default=900.0, help="Seconds that a step may take.")
+@click.option("--force", is_flag=True, help="Run again what is finished.")
+@click.option("--stale", is_flag=True, help="Run again what other code produced.")
+@click.option("--dev", is_flag=True, help="Never open the test split; show validation scores.")
+@click.option("--observers", default="", help="Plugins told of each finished run, by commas.")
+@as_json
+def run(json: bool, **options: Any) -> int:
+    """Train and evaluate what is not finished yet, and render the board."""
+    from bench import inventory, session
+    from bench.runner import Options
+
+    carried = {key: options.pop(key) for key in ("jobs", "timeout", "stall")}
+    carried |= {"dev": options["dev"]} | {key: options.pop(key) for key in ("force", "stale")}
+    if observers := options.pop("observers"):
+        from bench import manager
+
+        carried["observers"] = tuple(manager.select(observers))
+    if (results_dir := options.pop("results_dir")) is not None:
+        carried["results_dir"] = results_dir
+    prepared = _prepare(options)
+    if prepared is None:
+        return NOTHING_LOADED
+    carried["jobs"] = carried["jobs"] or prepared.track.jobs
+    for key in ("device", "processes", "on_bad_image", "runs_dir"):
+        carried[key] = options[key]
+    carrying = Options(**carried)
+    live = sys.stdout.isatty() and not json
+    status = session.execute(prepared, carrying, say=_to_stderr if json else click.echo, live=live)
+    page = session.render(prepared, carrying)
+    if json:
+        runs = inventory.outcomes(prepared.specs, carrying)
+        said = {"status": status, "page": str(page), "broken": prepared.broken, "runs": runs}
+        click.echo(display.json(said))
+    else:
+        click.echo(f"board: {page}")
+    broken = set(prepared.broken) & set(_requested(options["plugins"]))
+    return SOME_FAILED if status == OK and broken else status
+
+
+@click.command()
+@selecting
+@as_json
+def plan(json: bool, **options: Any) -> int:
+    """Show what `bench run` would do, without doing it."""
+    from bench import inventory, session
+    from bench.runner import Options
+
+    prepared = _prepare(options)
+    if prepared is None:
+        return NOTHING_LOADED
+    if json:
+        click.echo(session.as_json(prepared.specs))
+        return OK
+    page = prepared.page
+    click.echo(f"{page['id']}: {page['data']} at {page['image_size']} px, {page['backbone']},")
+    click.echo(f"{page['budget']}, batch {page['batch_size']}, precision {page['precision']}\n")
+    outcomes = inventory.outcomes(prepared.specs, Options(runs_dir=options["runs_dir"]))
+    rows = [
+        (spec.run_id, spec.spec["budget"]["steps"], spec.row["variant"], outcome["status"])
+        for spec, outcome in zip(prepared.specs, outcomes, strict=True)
+    ]
+    click.echo(display.table(("run", "steps", "variant", "state"), rows))
+    return OK
+
+
+@click.command()
+@click.argument("run_dir", type=FOLDER)
+def worker(run_dir: Path) -> int:
+    """Carry out one run's orders, RUN_DIR/run.json; what a scheduler calls on another machine."""
+    from bench.worker import main as work
+
+    return work(run_dir)
+
+
+def _prepare(options: dict[str, Any]) -> Any:
+    """Return the session of the options, or None if no requested plugin could be loaded."""
+    from bench import session
+
+    keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit")
+    overrides = {key: options[key] for key in (*keys, "precision", "threads")}
+    options["device"] = _device(options["device"])
+    kept = ("plugins", "track", "seeds", "settings", "device", "processes", "on_bad_image")
+    given = {key: options[key] for key in (*kept, "runs_dir")}
+    prepared = session.prepare(**given, overrides=overrides, dev=options.get("dev", False))
+    for line in prepared.broken.values():
+        click.echo(f"Error: {line}", err=True)
+    return None if set(_requested(options["plugins"])) <= set(prepared.broken) else prepared
+
+
+def _requested(plugins: str) -> list[str]:
+    from bench import manager
+
+    return [manager.method_name(request) for request in manager.select(plugins)]
+
+
+def _device(name: str) -> str:
+    """Return "cuda" or "cpu" for `auto`: without torch, by the driver and what it may show."""
+    from bench.session import cuda_is_asked
+
+    if name == "auto":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+        return "cuda" if Path("/proc/driver/nvidia").exists() and not hidden else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UnknownName("device", name, ("auto", "cpu", "cuda"))
+    cuda_is_asked(name)
+    return name
+
+
+def _to_stderr(line: str) -> None:
+    click.echo(line, err=True)
