@@ -158,9 +158,9 @@ def _data() -> dict[str, str]:
     named = os.environ.get("BENCH_FASHION_MNIST")
     folder = Path(named).expanduser() if named else fashion_mnist.DEBIAN
     if folder.is_dir():
-        states["fashion-mnist"] = f"available in {folder}"
+        state = f"available in {folder}"
     elif named:
-        states["fashion-mnist"] = f"BENCH_FASHION_MNIST names no folder: {folder}"
+        state = f"BENCH_FASHION_MNIST names no folder: {folder}"
     else:
-        states["fashion-mnist"] = "in the cache, or downloaded at first use"
-    return states
+        state = "in the cache, or downloaded at first use"
+    return states | {name: state for name in NAMED if name.startswith("fashion-mnist")}

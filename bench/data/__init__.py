@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ __all__ = [
 NAMED: dict[str, Callable[[Request], Source]] = {
     "digits": digits.read,
     "fashion-mnist": fashion_mnist.read,
+    "fashion-mnist-20k": partial(fashion_mnist.read, train_images=20_000),
+    "fashion-mnist-10k": partial(fashion_mnist.read, train_images=10_000),
 }
 KINDS: dict[str, Callable[[Request], Source]] = {
     "imagefolder": imagefolder.read,

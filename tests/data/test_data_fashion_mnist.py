@@ -49,6 +49,29 @@ def test_plain_and_gzipped_files_are_the_same_data(fashion_folder: Path) -> None
     assert (after.sha256, after.test_sha256) == (before.sha256, before.test_sha256)
 
 
+def test_a_part_is_the_first_training_images_and_the_whole_test_split(
+    fashion_folder: Path, tmp_path: Path, clothes, write_idx
+) -> None:
+    with pytest.raises(UserError, match="have 384 images; expected at least 10000"):
+        data.load("fashion-mnist-10k", image_size=28)
+    labels = np.arange(20_016) % 10
+    images = np.resize(clothes[TRAIN_IMAGES], (len(labels), 28, 28))
+    images[:, 0, :2] = np.stack([np.arange(len(labels)) // 256, np.arange(len(labels)) % 256], 1)
+    write_idx(fashion_folder / TRAIN_IMAGES, images)
+    write_idx(fashion_folder / "train-labels-idx1-ubyte", labels)
+    for name in (TRAIN_IMAGES, "train-labels-idx1-ubyte"):
+        (fashion_folder / f"{name}.gz").unlink()
+
+    whole = data.load("fashion-mnist", image_size=28)
+    for name, count in (("fashion-mnist-20k", 20_000), ("fashion-mnist-10k", 10_000)):
+        part = data.load(name, image_size=28)
+
+        assert np.array_equal(part.images["train"], whole.images["train"][:count])
+        assert np.array_equal(part.labels["train"], whole.labels["train"][:count])
+        assert part.test_sha256 == whole.test_sha256
+        assert f"first {count:,} training images" in part.source
+
+
 def test_torchvision_reads_the_same_images(fashion_folder: Path, tmp_path: Path) -> None:
     from torchvision.datasets import FashionMNIST
 

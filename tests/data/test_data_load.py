@@ -110,12 +110,15 @@ def test_facts_are_json_and_say_the_sizes() -> None:
     assert facts["source"]
 
 
+KIND_NAMES = [f"{kind}:PATH" for kind in data.KINDS]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("digts", "did you mean digits"),
         ("fashion_mnist", "did you mean fashion-mnist"),
-        ("zzz", "known: digits, fashion-mnist, imagefolder:PATH, npz:PATH"),
+        ("zzz", f"known: {', '.join(sorted([*data.NAMED, *KIND_NAMES]))}"),
         ("", "known: digits"),
         ("imagefoldr:/tmp", "did you mean imagefolder"),
         ("a\nb", "known: digits"),
