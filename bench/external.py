@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 HEADS = ("fc.", "head.", "classifier.")
 NESTED = ("state_dict", "model", "module", "teacher", "student")
+THREADS = 1  # for evaluations that train
 UNKNOWN_DATA = "external: training data unknown"
 
 
@@ -42,19 +44,23 @@ def evaluate_run(run: str, names: list[str], runs_dir: Path) -> Result:
         orders["dataset"], image_size=spec["image_size"], on_bad_image=orders["on_bad_image"]
     )
     sha256 = kept.artifacts["backbone.safetensors"].sha256
+    weights = folder / "backbone.safetensors"
+    load = partial(integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256)
     try:
-        backbone = integrity.load_backbone(
-            spec["backbone"], spec["image_size"], folder / "backbone.safetensors", sha256
-        )
+        backbone = load()
     except (integrity.IntegrityError, FileNotFoundError) as error:
         raise UserError(f"{folder.name} cannot be evaluated: {error}") from None
     split = data.split(dataset, spec["seed"])
-    seen = features.extract(backbone, dataset, split, kind=kept.row.input)
+    kind = kept.row.input
+    seen = features.extract(backbone, dataset, split, kind=kind)
+    subject = evaluations.Subject(
+        seen, load, dataset, split, kind, spec["image_size"], True, spec["threads"]
+    )
     for name in names:
         protocol = evaluations.protocol(name, {})
         if protocol.hash not in kept.evaluations:
             entry = results.EvaluationEntry.model_validate(
-                judge.entry(protocol, seen, spec["seed"], True)
+                judge.entry(protocol, subject, spec["seed"])
             )
             kept = results.add_evaluation(path, protocol.hash, entry)
     return kept
@@ -86,8 +92,15 @@ def evaluate_checkpoint(
     split = data.split(dataset, seed)
     seen = features.extract(backbone, dataset, split)
     protocols = [evaluations.protocol(name, {}) for name in names]
+
+    def load() -> nn.Module:
+        fresh = build(backbone_spec, image_size)
+        load_external(fresh, weights)
+        return fresh
+
+    subject = evaluations.Subject(seen, load, dataset, split, "rgb", image_size, True, THREADS)
     try:
-        entries = {p.hash: judge.entry(p, seen, seed, True) for p in protocols}
+        entries = judge.all_entries(protocols, subject, seed)
     except evaluations.NonFinite as error:
         raise UserError(f"{weights.name}: {error}; no number is given") from None
     facts = data.facts(dataset)
@@ -108,7 +121,7 @@ def evaluate_checkpoint(
         "budget": {"steps": 0},
         "batch_size": 0,
         "precision": "fp32",
-        "threads": 1,
+        "threads": THREADS,
         "weights": sha256,
     }
     track = f"external-{digest([facts['sha256'], image_size, backbone_spec])[:6]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,7 @@ from bench.meters import read_metrics
 
 if TYPE_CHECKING:
     from bench.data import Dataset, Split
-    from bench.evaluations import Evaluation, Protocol
-    from bench.features import Features
+    from bench.evaluations import Evaluation, Protocol, Subject
     from bench.worker import Watch
 
 
@@ -113,18 +113,22 @@ def _evaluate(
     split = data.split(dataset, spec["seed"])
     protocols = [evaluations.protocol(e["name"], e["overrides"]) for e in orders["evaluations"]]
     facts = data_facts(dataset, split, test)
+    kind, load = orders["row"]["input"], None
     try:
         if orders["plugin"] is None:
             seen = features.raw_pixels(dataset, split, test=test)
         else:
             sha256 = watch.outcome["artifacts"]["backbone.safetensors"]["sha256"]
             weights = folder / "backbone.safetensors"
-            backbone = integrity.load_backbone(
-                spec["backbone"], spec["image_size"], weights, sha256
+            load = partial(
+                integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256
             )
-            kind = orders["row"]["input"]
+            backbone = load()
             seen = features.extract(backbone, dataset, split, kind=kind, test=test)
-        entries = {p.hash: entry(p, seen, spec["seed"], test) for p in protocols}
+        subject = evaluations.Subject(
+            seen, load, dataset, split, kind, spec["image_size"], test, spec["threads"]
+        )
+        entries = all_entries(protocols, subject, spec["seed"])
         if orders["plugin"] is not None:
             faults = integrity.check(
                 backbone, sha256, dataset, split, seen, seed=spec["seed"], kind=kind
@@ -155,14 +159,21 @@ def data_facts(dataset: Dataset, split: Split, test: bool) -> dict[str, Any]:
     }
 
 
-def entry(protocol: Protocol, seen: Features, seed: int, test: bool) -> dict[str, Any]:
+def all_entries(
+    protocols: list[Protocol], subject: Subject, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return a result's entries by protocol hash; protocols that do not apply have none."""
+    return {p.hash: entry(p, subject, seed) for p in protocols if p.applies(subject)}
+
+
+def entry(protocol: Protocol, subject: Subject, seed: int) -> dict[str, Any]:
     """Return one protocol's entry of a result."""
     from bench import results
 
     begun = time.monotonic()
-    outcome: Evaluation = protocol.evaluate(seen, seed)
-    labels = seen.test_labels.numpy() if test else None
-    predictions = outcome.predictions if test else {}
+    outcome: Evaluation = protocol.evaluate(subject, seed)
+    labels = subject.features.test_labels.numpy() if subject.test else None
+    predictions = outcome.predictions if subject.test else {}
     return {
         "id": protocol.id,
         "version": protocol.version,
@@ -172,7 +183,7 @@ def entry(protocol: Protocol, seen: Features, seed: int, test: bool) -> dict[str
         "metrics": outcome.metrics,
         "predictions": {k: results.pack_predictions(v) for k, v in predictions.items()},
         "correct": {k: results.pack_bits(v == labels) for k, v in predictions.items()},
-        "test_reads": int(test),
+        "test_reads": int(subject.test),
         "seconds": time.monotonic() - begun,
         "stamps": list(outcome.stamps),
     }

@@ -16,7 +16,7 @@ from bench.options import FILE, POSITIVE, as_json, runs_dir
 
 @click.command("eval")
 @click.argument("run", required=False)
-@click.option("--evaluations", help="Protocols, split by commas; default all.")
+@click.option("--evaluations", help="Protocols, split by commas; default all over features.")
 @click.option("--track", help="A track that gives backbone, data and image size.")
 @click.option("--backbone", help="The name of a timm model.")
 @click.option("--backbone-args", default="{}", help="Its arguments as a JSON object.")
@@ -30,9 +30,9 @@ def eval_(
     run: str | None, evaluations: str | None, runs_dir: Path, json: bool, **options: Any
 ) -> int:
     """Evaluate a finished RUN further, or any checkpoint: --backbone, --weights, --data."""
-    from bench.evaluations import NAMES
+    from bench.evaluations import NAMES, over_features
 
-    names = [name.strip() for name in evaluations.split(",")] if evaluations else list(NAMES)
+    names = [name.strip() for name in evaluations.split(",")] if evaluations else over_features()
     if unknown := [name for name in names if name not in NAMES]:
         raise UnknownName("evaluation", unknown[0], NAMES)
     if run is not None:

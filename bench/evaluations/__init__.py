@@ -1,17 +1,27 @@
-"""Evaluations: locked protocols over frozen features. Each has an id, a version and settings."""
+"""Evaluations: locked protocols over a judged backbone. Each has an id, a version and settings.
+
+A protocol is a module with ID, VERSION, SETTINGS and one function. Most look at frozen features:
+`evaluate(features, settings, seed)`. One that says `NEEDS = "images"` is given the whole subject,
+`evaluate(subject, settings, seed)`: features, images, and copies of the backbone to train or to
+look into.
+"""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UnknownName, UserError
-from bench.identity import protocol_hash
+from bench.identity import protocol_hash, stream
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
+    from bench.data import Dataset, Split
     from bench.features import Features
 
 NAMES = ("linear_probe", "knn")
@@ -41,23 +51,83 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What is judged: a backbone, the images it is judged on, and its features of them.
+
+    Attributes:
+        features: of all splits that may be opened, as protocols over features see them.
+        load: builds the backbone and loads its bytes strictly; None where there is no backbone, as
+            for the floor of raw pixels.
+        dataset, split: images and which of them are for validation.
+        kind: the input that the backbone is shown, as `backbones.to_input` knows it.
+        image_size: side of the images in pixels.
+        test: whether the test split may be opened; if not, `dataset` has none.
+        threads: that the numbers depend on, as the run's own do.
+    """
+
+    features: Features
+    load: Callable[[], nn.Module] | None
+    dataset: Dataset
+    split: Split
+    kind: str
+    image_size: int
+    test: bool
+    threads: int
+
+    def backbone(self) -> nn.Module | None:
+        """Return a copy of the backbone that nothing else holds, or None if there is none."""
+        return None if self.load is None else self.load()
+
+    def images(self, split: str) -> np.ndarray:
+        """Return the uint8 images (N, C, H, W) of train, validation or test, in features' order.
+
+        Raises:
+            LookupError: the test split, where it may not be opened.
+        """
+        if split == "train":
+            return self.dataset.images["train"][self.split.train]
+        if split == "validation":
+            return self.dataset.images["val" if self.split.own else "train"][self.split.val]
+        if not self.test:
+            raise LookupError("the test split is closed to this evaluation")
+        return self.dataset.images["test"]
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """An evaluation with its settings resolved; two hashes never share a column."""
+    """An evaluation with its settings resolved; two hashes never share a column.
+
+    Attributes:
+        needs: "features", or "images" if it needs the whole subject.
+    """
 
     name: str
     id: str
     version: int
     settings: dict[str, Any]
     hash: str
+    needs: str = "features"
 
-    def evaluate(self, features: Features, seed: int) -> Evaluation:
-        """Evaluate.
+    def applies(self, subject: Subject) -> bool:
+        """Return whether there is something to evaluate; raw pixels have no backbone to train."""
+        return self.needs == "features" or subject.load is not None
+
+    def evaluate(self, subject: Features | Subject, seed: int) -> Evaluation:
+        """Evaluate a subject to which the protocol applies.
+
+        Args:
+            subject: features alone are enough for a protocol that needs no more.
 
         Raises:
             NonFinite: the features hold a NaN or an infinity.
         """
+        features = getattr(subject, "features", subject)
         refuse_non_finite(features)
-        return _module(self.name).evaluate(features, self.settings, seed)
+        evaluate = _module(self.name).evaluate
+        if self.needs == "features":
+            return evaluate(features, self.settings, seed)
+        work = partial(evaluate, subject, self.settings, seed)
+        return _apart(work, stream(seed, "evaluate", self.id, 0), subject.threads)
 
 
 def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
@@ -79,7 +149,13 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
             raise UserError(f"{name}.{key} is {value!r}; expected a value of type {kind}")
         settings[key] = value
     hashed = protocol_hash(module.ID, module.VERSION, settings)
-    return Protocol(name, module.ID, module.VERSION, settings, hashed)
+    needs = getattr(module, "NEEDS", "features")
+    return Protocol(name, module.ID, module.VERSION, settings, hashed, needs)
+
+
+def over_features() -> list[str]:
+    """Return the protocols that need no more than features: those that take seconds."""
+    return [name for name in NAMES if protocol(name).needs == "features"]
 
 
 def refuse_non_finite(features: Features) -> None:
@@ -89,6 +165,20 @@ def refuse_non_finite(features: Features) -> None:
             bad = int((~values.isfinite()).any(1).sum())
             if bad:
                 raise NonFinite(f"{bad} of {len(values)} {split} images have non-finite {stage}")
+
+
+def _apart(work: Callable[[], Evaluation], seed: int, threads: int) -> Evaluation:
+    """Return what `work` returns, its generator seeded; torch is left as it was found."""
+    import torch
+
+    before = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try:
+            return work()
+        finally:
+            torch.set_num_threads(before)
 
 
 def _module(name: str) -> Any:

@@ -84,7 +84,7 @@ def test_probe_takes_the_best_stage_by_validation() -> None:
 def test_nothing_is_chosen_on_test() -> None:
     whole = features()
     blind = features(test=None, test_labels=None)
-    for name in evaluations.NAMES:
+    for name in evaluations.over_features():
         protocol = evaluations.protocol(name)
         seen, unseen = protocol.evaluate(whole, 0), protocol.evaluate(blind, 0)
         assert (seen.chosen, seen.validation) == (unseen.chosen, unseen.validation)
@@ -191,7 +191,7 @@ def test_dead_features_are_dropped_and_counted() -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-@pytest.mark.parametrize("name", evaluations.NAMES)
+@pytest.mark.parametrize("name", evaluations.over_features())
 def test_non_finite_features_never_give_a_number(name: str, part: str) -> None:
     plain = features()
     bad = {stage: values.clone() for stage, values in getattr(plain, part).items()}
