@@ -188,18 +188,23 @@ def run_checks(
 ) -> list[Check]:
     """Check one plugin, an installed name or a file; see `main` for arguments and errors."""
     expected, chosen = expected_failures or {}, RULES if only is None else only
-    for check in (*expected, *chosen):
-        if check not in RULES:
-            raise UnknownName("check", check, list(RULES))
-    for check, why in expected.items():
-        if not why.strip():
-            raise UserError(f"check {check!r} is expected to fail without a reason; give one")
+    require_known(expected, chosen)
     with tempfile.TemporaryDirectory(prefix="bench-check-") as temporary:
         rules = {check: rule for check, rule in RULES.items() if check in chosen}
         return [
             _against(expected, Check(check, rules[check].reason, *verdict))
             for check, verdict in _verdicts(name, rules, Path(temporary)).items()
         ]
+
+
+def require_known(expected_failures: Mapping[str, str], only: Collection[str] = ()) -> None:
+    """Refuse unknown checks and expected failures without a reason; see `main`."""
+    for check in (*expected_failures, *only):
+        if check not in RULES:
+            raise UnknownName("check", check, list(RULES))
+    for check, why in expected_failures.items():
+        if not why.strip():
+            raise UserError(f"check {check!r} is expected to fail without a reason; give one")
 
 
 def _against(expected: Mapping[str, str], check: Check) -> Check:

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
-from bench import backbones, checks, manager, rehearsal
+from bench import backbones, manager, rehearsal
 from bench.data import load
 from bench.engine import Trainer
+from bench.testing import PluginCheck, parametrize_plugin_checks
 
 GAN = Path(__file__).parents[1] / "own_loop_gan.py"
-# {method: {check: why it fails}}; a check that passes although it stands here fails.
-EXPECTED: dict[str, dict[str, str]] = {}
 
 
-@pytest.mark.parametrize("name", [*manager.installed(), str(GAN)], ids=manager.method_name)
-def test_plugin_keeps_the_contract(name: str) -> None:
-    found = checks.run_checks(name, expected_failures=EXPECTED.get(manager.method_name(name)))
-    failed = [f"{check.id}: {check.detail}" for check in found if check.status == "failed"]
-    assert not failed
-    assert [check.id for check in found] == list(checks.RULES)
-
-
-def test_expected_failures_are_of_installed_plugins() -> None:
-    assert set(EXPECTED) <= {*manager.installed(), GAN.stem}
+@parametrize_plugin_checks([*manager.installed(), GAN])
+def test_plugin_keeps_the_contract(plugin: str, check: PluginCheck) -> None:
+    check(plugin)
 
 
 def test_a_gan_with_two_optimizers_generates(tmp_path: Path) -> None:
