@@ -93,12 +93,18 @@ def recipe_used(card: Mapping[str, Any], recipe: str) -> str:
 
 
 def config_from(
-    card: MethodCard, recipe: str, overrides: Mapping[str, str], *, method: str = "config"
+    card: MethodCard,
+    recipe: str,
+    overrides: Mapping[str, str],
+    *,
+    method: str = "config",
+    tuned: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return every field of the configuration as JSON: the recipe, or the defaults where the card
     has no such recipe, with overrides from text.
 
     Args:
+        tuned: every field as JSON, to start from instead of the recipe.
         overrides: {field: text}; the text is read by the field's type. `none` is None where the
             field allows it, `1,2` and `[1, 2]` are a tuple of two.
         method: the name for messages.
@@ -108,7 +114,7 @@ def config_from(
         UserError: the text is no value of the field's type, or the class refuses it.
     """
     config = card.recipes.get(recipe, card.defaults)
-    values, types = _values(config), _types(config)
+    values, types = dict(_values(config) if tuned is None else tuned), _types(config)
     for name, text in overrides.items():
         if name not in types:
             raise UnknownName(f"field of {method}", name, list(types))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from bench.commands import boards, evaluating, methods, running
+from bench.commands import boards, evaluating, methods, running, tuning
 from bench.errors import UnknownName, UserError
 from bench.exits import INTERRUPTED, OK, USAGE
 
@@ -70,6 +70,7 @@ def bench() -> None:
 COMMANDS = (
     running.run,
     running.plan,
+    tuning.tune,
     running.worker,
     methods.list_,
     methods.info,

@@ -14,19 +14,19 @@ from bench.runner import Active, seconds_left
 if TYPE_CHECKING:
     from bench.plan import RunSpec
     from bench.results import Result
-    from bench.session import Session
 
 
 class Console:
     """Counts runs as they finish and shows those under way.
 
     Args:
+        total: runs, finished ones among them.
         say: takes one plain line.
         live: whether a terminal is there to redraw.
     """
 
-    def __init__(self, session: Session, say: Callable[[str], None], *, live: bool) -> None:
-        self.say, self.total, self.done = say, len(session.specs), 0
+    def __init__(self, total: int, say: Callable[[str], None], *, live: bool) -> None:
+        self.say, self.total, self.done = say, total, 0
         self.begun = time.monotonic()
         self._live: Any = None
         if live:
@@ -84,7 +84,7 @@ def outcome(result: Result | None) -> str:
         f"{entry.id} {name.removesuffix('_top1')} {value:.1f}"
         for entry in result.evaluations.values()
         for name, value in (entry.metrics or entry.validation).items()
-        if name in ("best_top1", "top1")
+        if name in ("best_top1", "top1", "k10_top1")
     ]
     return f"{', '.join(scores)} ({duration(result.cost.wall_seconds)})"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.identity import digest, file_sha256
+from bench.ledger import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,16 +22,19 @@ THREADS = 1  # for evaluations that train
 UNKNOWN_DATA = "external: training data unknown"
 
 
-def evaluate_run(run: str, names: list[str], runs_dir: Path) -> Result:
+def evaluate_run(
+    run: str, names: list[str], runs_dir: Path, *, ledger_file: Path = Path("leaderboards") / FILE
+) -> Result:
     """Add the protocols `names` to the result of a finished run, from its backbone's bytes.
 
     Args:
         run: a run id, its folder, or its result file.
+        ledger_file: where this look at the test split is written down.
 
     Raises:
         UserError: no such run, or its backbone is not the one that the result records.
     """
-    from bench import data, evaluations, features, integrity, judge, results, worker
+    from bench import data, evaluations, features, integrity, judge, ledger, results, worker
 
     folder = runs_dir / Path(run).name.removesuffix(".json")
     orders = worker.read_orders(folder)
@@ -51,6 +55,17 @@ def evaluate_run(run: str, names: list[str], runs_dir: Path) -> Result:
     except (integrity.IntegrityError, FileNotFoundError) as error:
         raise UserError(f"{folder.name} cannot be evaluated: {error}") from None
     split = data.split(dataset, spec["seed"])
+    ledger.append(
+        ledger_file,
+        ledger.of_run(
+            track=orders["track"],
+            spec=spec,
+            run_id=folder.name,
+            code=orders["code"],
+            protocols=[evaluations.protocol(name, {}).hash for name in names],
+            test_sha256=dataset.test_sha256,
+        ),
+    )
     kind = kept.row.input
     seen = features.extract(backbone, dataset, split, kind=kind)
     subject = evaluations.Subject(

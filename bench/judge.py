@@ -99,7 +99,7 @@ def _evaluate(
 ) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     import torch
 
-    from bench import data, evaluations, features, integrity
+    from bench import data, evaluations, features, integrity, ledger
 
     spec = orders["spec"]
     torch.set_num_threads(spec["threads"])
@@ -112,6 +112,18 @@ def _evaluate(
     )
     split = data.split(dataset, spec["seed"])
     protocols = [evaluations.protocol(e["name"], e["overrides"]) for e in orders["evaluations"]]
+    if test:  # before the first look, so that a run that is killed here has left its line
+        ledger.append(
+            orders["ledger"],
+            ledger.of_run(
+                track=orders["track"],
+                spec=spec,
+                run_id=folder.name,
+                code=orders["code"],
+                protocols=[p.hash for p in protocols],
+                test_sha256=dataset.test_sha256,
+            ),
+        )
     facts = data_facts(dataset, split, test)
     kind, load = orders["row"]["input"], None
     try:

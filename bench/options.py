@@ -45,6 +45,12 @@ selecting = joined(
     click.option("--limit", type=POSITIVE, help="Only the first N training images."),
     click.option("--seeds", help="3 is 0, 1, 2; 0,1,2 is a list. Default: the track's first 3."),
     click.option("--set", "settings", multiple=True, metavar="METHOD.FIELD=V", help="A variant."),
+    click.option(
+        "--hand-tuned",
+        multiple=True,
+        metavar="METHOD=N",
+        help="Say that N trials by hand are behind a method's recipe.",
+    ),
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Force it."),
     click.option("--threads", type=POSITIVE, help="Threads of one run."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
@@ -57,4 +63,5 @@ selecting = joined(
         help="Whether broken image files stop a run, or are left out and counted.",
     ),
     runs_dir,
+    leaderboards_dir,
 )

@@ -25,6 +25,7 @@ __all__ = [
     "Track",
     "load_track",
     "override",
+    "parse_counts",
     "parse_seeds",
     "parse_settings",
     "pin_data",
@@ -131,8 +132,9 @@ def plan(
 
     Args:
         methods: what `bench.probe.probe` says of each method, {name: {"card", "config", "sha256",
-            "distribution", "version", "local"}}, and "plugin", the path of a local file. The
-            harness's floor is `RAW_PIXELS: RAW_PIXELS_METHOD`.
+            "distribution", "version", "local"}}, and "plugin", the path of a local file. Of a
+            tuned method also "from" (the configuration that a variant differs from), "tuning" and
+            "notes". The harness's floor is `RAW_PIXELS: RAW_PIXELS_METHOD`.
         data: {"facts": bench.data.facts, "splits": {seed: {"sha256", "train", "val"}}}, sizes in
             images.
         device: "cpu" or "cuda"; decides what precision "auto" means.
@@ -193,6 +195,24 @@ def parse_settings(texts: Iterable[str], methods: Iterable[str]) -> dict[str, di
     return found
 
 
+def parse_counts(texts: Iterable[str], methods: Iterable[str]) -> dict[str, int]:
+    """Return {method: trials} from `METHOD=N`.
+
+    Raises:
+        UnknownName: the method is not among those asked for.
+        UserError: the text has another form.
+    """
+    known, found = list(methods), {}
+    for text in texts:
+        match = re.fullmatch(r"(\w+)=([0-9]{1,6})", text)
+        if not match:
+            raise UserError(f"--hand-tuned {text!r}: expected METHOD=N, N trials made by hand")
+        if match[1] not in known:
+            raise UnknownName("method among --plugins", match[1], known)
+        found[match[1]] = int(match[2])
+    return found
+
+
 def variant(config: Mapping[str, Any], standard: Mapping[str, Any]) -> str:
     """Return what differs from the track's recipe, `temperature=0.5, head=none`, or nothing."""
     changed = {name: value for name, value in config.items() if value != standard[name]}
@@ -240,11 +260,11 @@ def _run(
     recipe = recipe_used(card, track.recipe)
     standard = card["defaults"] if recipe == "defaults" else card["recipes"][recipe]
     row = {key: card[key] for key in ROW_OF_CARD} | {
-        "variant": variant(method["config"], standard),
+        "variant": variant(method["config"], method.get("from", standard)),
         "origin": ("local" if method["local"] else "installed") if trains else "floor",
-        "tuning": "0",
+        "tuning": method.get("tuning", "0") if trains else "",
         "recipe": recipe if trains else "",
-        "notes": [],
+        "notes": list(method.get("notes", ())),
     }
     code = {
         "plugin_sha256": method["sha256"],

@@ -5,6 +5,7 @@ The planner imports neither torch nor plugins; it reads the JSON that this proce
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,6 @@ from bench import confine
 from bench.errors import UserError
 
 SECONDS = 600.0
-HEADLINES = {"linear_probe": "best_top1"}
 
 
 def fork_server() -> multiprocessing.context.ForkServerContext:
@@ -36,6 +36,8 @@ def probe(
     seeds: list[int],
     runs_dir: Path,
     evaluations: dict[str, dict[str, Any]] | None = None,
+    headline: str = "",
+    tuned: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return {"methods": {name: facts or {"error": line}}, "data": {"facts", "splits"},
     "protocols": [{"id", "version", "hash", "headline"}]}.
@@ -45,6 +47,9 @@ def probe(
         data: {"name", "image_size", "on_bad_image", "test"} or None for no data; only with `test`
             is the test split opened, to hash it. With `backbone`, whether it can be built.
         evaluations: {protocol: overrides of its settings}.
+        headline: `PROTOCOL.METRIC`; the metric stands as `headline` in that protocol's answer.
+        tuned: {method: every field of a tuned configuration}; overrides over it are `tuned` in
+            the method's answer, None where it does not fit the card.
 
     Raises:
         UserError: a value of `overrides` or the data set is refused, or the process died.
@@ -56,6 +61,8 @@ def probe(
         "data": None,
         "seeds": seeds,
         "evaluations": evaluations or {},
+        "headline": headline,
+        "tuned": tuned or {},
     }
     answer = _ask(asked)
     if data is not None:  # in a process of its own: no plugin was ever there
@@ -101,7 +108,7 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
         os.dup2(null, stream)
     try:
         methods = {name: _method(name, asked) for name in asked["names"]}
-        protocols = _protocols(asked["evaluations"])
+        protocols = _protocols(asked["evaluations"], asked["headline"])
         send.send({"methods": methods, "data": _data(asked), "protocols": protocols})
     except UserError as error:
         send.send({"refused": str(error)})
@@ -121,11 +128,20 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     except (Exception, SystemExit) as error:
         return {"error": f"{name}: describe raised {type(error).__name__}: {error}"}
-    overrides = asked["overrides"].get(plugin.name, {})
+    overrides, recipe = asked["overrides"].get(plugin.name, {}), asked["recipe"]
+    config = cards.config_from(card, recipe, overrides, method=plugin.name)
+    tuned = None
+    if (values := asked["tuned"].get(plugin.name)) is not None:
+        with contextlib.suppress(UserError):  # of an older card; the session says so
+            cards.config_object(card, values)
+            tuned = cards.config_from(card, recipe, overrides, method=plugin.name, tuned=values)
     return {
         "error": None,
         "card": described,
-        "config": cards.config_from(card, asked["recipe"], overrides, method=plugin.name),
+        "config": config,
+        "standard": cards.config_from(card, recipe, {}),
+        "base": cards.recipe_used(described, recipe),
+        "tuned": tuned,
         "sha256": plugin.sha256,
         "distribution": plugin.distribution,
         "version": plugin.version,
@@ -134,12 +150,18 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _protocols(asked: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _protocols(asked: dict[str, dict[str, Any]], headline: str) -> list[dict[str, Any]]:
     from bench import evaluations
 
+    ranking, _, metric = headline.partition(".")
     protocols = [evaluations.protocol(name, overrides) for name, overrides in asked.items()]
     return [
-        {"id": p.id, "version": p.version, "hash": p.hash, "headline": HEADLINES.get(p.id, "")}
+        {
+            "id": p.id,
+            "version": p.version,
+            "hash": p.hash,
+            "headline": metric if p.name == ranking else "",
+        }
         for p in protocols
     ]
 

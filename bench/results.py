@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -336,10 +336,15 @@ def _unpack(text: str, size: int) -> bytes:
 
 def group(result: Result) -> str:
     """Return what a run shares with its other seeds: 10 hex digits over its spec without them."""
-    spec = {key: value for key, value in result.spec.items() if key != "seed"}
-    if isinstance(spec.get("data"), dict):  # the split follows the seed
-        spec["data"] = {key: value for key, value in spec["data"].items() if key != "split"}
-    return digest(spec)[:10]
+    return spec_group(result.spec)
+
+
+def spec_group(spec: Mapping[str, Any]) -> str:
+    """Return `group` of a run's spec."""
+    shared = {key: value for key, value in spec.items() if key != "seed"}
+    if isinstance(shared.get("data"), dict):  # the split follows the seed
+        shared["data"] = {key: value for key, value in shared["data"].items() if key != "split"}
+    return digest(shared)[:10]
 
 
 def frame(results: Iterable[Result]) -> pd.DataFrame:

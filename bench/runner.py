@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import ledger
 from bench.errors import UserError
 from bench.identity import digest
 from bench.meters import read_progress
@@ -44,6 +45,7 @@ class Options:
         force: run again what is finished. stale: run again what other code produced.
         observers: plugins whose `run_finished` sees each run that ends.
         results_dir: where results go; None: into the working folder.
+        leaderboards_dir: where the ledger of test reads lies.
         memory_gib: a run that holds more ends as "out_of_memory"; None: its share of what is free.
         dev: never open the test split; validation scores only.
     """
@@ -61,6 +63,7 @@ class Options:
     checkpoint_seconds: float = 60.0
     memory_gib: float | None = None
     results_dir: Path | None = None
+    leaderboards_dir: Path = Path("leaderboards")
     observers: tuple[str, ...] = ()
 
     @property
@@ -234,6 +237,7 @@ def lay_out(spec: RunSpec, options: Options, jobs: int = 1) -> Path:
         "device": options.device,
         "processes": options.processes,
         "dev": options.dev,
+        "ledger": str((options.leaderboards_dir / ledger.FILE).resolve()),
         "on_bad_image": options.on_bad_image,
         "timeout": options.timeout,
         "stall": options.stall,

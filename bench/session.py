@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import manager
+from bench import ENGINE, manager, recipes
 from bench.errors import UserError
 from bench.plan import (
     RAW_PIXELS,
@@ -62,6 +62,8 @@ def prepare(
     on_bad_image: str = "error",
     dev: bool = False,
     runs_dir: Path = Path("runs"),
+    leaderboards_dir: Path = Path("leaderboards"),
+    hand_tuned: Mapping[str, int] | None = None,
 ) -> Session:
     """Return the runs that a board of these methods needs; nothing is trained.
 
@@ -71,6 +73,8 @@ def prepare(
         seeds: a number or a list; the first three of the track's list if not given.
         settings: METHOD.FIELD=VALUE each.
         dev: whether the test split must stay closed.
+        leaderboards_dir: where tuned recipes are looked for first.
+        hand_tuned: method -> trials that its author says were made by hand.
 
     Raises:
         UserError: an option is refused.
@@ -84,10 +88,15 @@ def prepare(
     requests = [*asked, *(name for name in floors if name in manager.installed())]
     wanted = parse_seeds(seeds) if seeds else list(chosen.seeds[:QUICK_SEEDS])
     by_method = parse_settings(settings, [manager.method_name(r) for r in asked])
+    names = [manager.method_name(request) for request in requests]
+    places = recipe_folders(leaderboards_dir)
+    kept = {n: r for n in names if (r := recipes.find(places, chosen.id, n)) is not None}
     answer = probe(
         requests,
         recipe=chosen.recipe,
         overrides=by_method,
+        headline=chosen.headline,
+        tuned={name: recipe.config for name, recipe in kept.items()},
         data={
             "name": chosen.data["name"],
             "image_size": chosen.image_size,
@@ -111,17 +120,57 @@ def prepare(
     for request in requests:
         described = answer["methods"][request]
         if described["error"] is None:
-            methods[manager.method_name(request)] = described | {"plugin": request}
+            name = manager.method_name(request)
+            found = described | {"plugin": request}
+            if name in kept:
+                found = tuned(found, kept[name], chosen, answer["protocols"])
+            if name in (hand_tuned or {}):
+                found |= {"tuning": f"hand:{hand_tuned[name]}"}
+            methods[name] = found
     facts = answer["data"]["facts"]
     source = chosen.data["name"]
     chosen = pin_data(chosen, facts)
     specs = plan(chosen, methods, answer["data"], seeds=wanted, device=device, processes=processes)
-    specs = [_with_source(spec, source) for spec in specs]
+    specs = [with_source(spec, source) for spec in specs]
     # Words of the page alone: the track's id is a hash of the track's content.
     words = {"title": chosen.title, "description": chosen.description}
     if changed:
         words = _adhoc_words(standard, overrides or {})
     return Session(chosen, specs, broken, _page(chosen, words, facts, answer["protocols"]))
+
+
+def recipe_folders(leaderboards_dir: Path) -> list[Path]:
+    """Return where tuned recipes are looked for: one's own boards, then the checkout's."""
+    places = [leaderboards_dir, published_folder().parent]
+    return [place / recipes.FOLDER for place in dict.fromkeys(p.resolve() for p in places)]
+
+
+def tuned(
+    method: Mapping[str, Any],
+    recipe: recipes.Recipe,
+    track: Track,
+    protocols: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return a probed method with its tuned configuration, or with a note why it has none."""
+    headline = next(protocol for protocol in protocols if protocol["headline"])
+    misfit = recipes.fits(
+        recipe,
+        track_sha256=recipes.training_sha256(track),
+        trials=track.trials,
+        search=method["card"]["search"],
+        standard=method["standard"],
+        headline=headline["hash"],
+    )
+    if misfit or method["tuned"] is None:
+        reason = misfit or "its configuration does not fit the method"
+        return dict(method) | {"notes": [f"its tuned recipe was not used: {reason}"]}
+    code = {"plugin_sha256": method["sha256"], "engine": ENGINE}
+    return dict(method) | {
+        "config": method["tuned"],
+        "from": recipe.config,
+        "tuning": str(len(recipe.trials)),
+        "notes": [] if recipe.code == code else [recipes.OTHER_CODE],
+    }
 
 
 def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str]:
@@ -139,7 +188,7 @@ def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str
     }
 
 
-def _with_source(spec: RunSpec, source: str) -> RunSpec:
+def with_source(spec: RunSpec, source: str) -> RunSpec:
     """Return the spec with a relative path in the data set's name made absolute."""
     kind, colon, path = source.partition(":")
     place = f"{kind}:{Path(path).expanduser().absolute()}" if colon else source
@@ -177,6 +226,8 @@ def _page(
         "floors": list(track.floors),
         "reference": track.reference,
         "data_sha256": facts["sha256"],
+        "test_sha256": facts["test_sha256"],
+        "trials": track.trials,
     }
 
 
@@ -190,7 +241,7 @@ def execute(session: Session, options: Options, *, say: Callable[[str], None], l
     folder = options.results / session.track.id
     folder.mkdir(parents=True, exist_ok=True)
     write_track(folder, session.page)
-    with Console(session, say, live=live) as console:
+    with Console(len(session.specs), say, live=live) as console:
 
         def finished(spec: RunSpec, result: Result | None, skipped: bool) -> None:
             console.finished(spec, result, skipped)
@@ -203,7 +254,6 @@ def execute(session: Session, options: Options, *, say: Callable[[str], None], l
 
 def render(session: Session, options: Options) -> Path:
     """Render the working boards, published rows beside one's own; return the track's page."""
-    from bench import ENGINE
     from bench.leaderboard import page_name
     from bench.publish import render_all
     from bench.results import read_all

@@ -16,6 +16,7 @@ from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
 
 SHIPPED = Path(__file__).parent / "tracks"
+USUAL_METRICS = {"linear_probe": "best_top1", "linear_raw": "best_top1", "few_labels": "k10_top1"}
 PATCH_MODELS = re.compile(r"(test_)?(vit|deit3?|beit(v2)?|eva(02)?)(_|$)")  # timm's names
 
 
@@ -55,6 +56,12 @@ class _Budget(_Table):
         return self
 
 
+def _usual_headline(evaluations: Mapping[str, Any]) -> str:
+    """Return the metric that ranks where a track names none: of its first evaluation."""
+    first = next(iter(evaluations))
+    return f"{first}.{USUAL_METRICS.get(first, 'top1')}"
+
+
 class _Content(_Table):
     title: str = Field(min_length=1)
     description: str = Field(min_length=1)
@@ -71,6 +78,19 @@ class _Content(_Table):
     backbone: _Backbone
     budget: _Budget
     evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
+    trials: int = Field(default=8, ge=0, le=64)
+    headline: str = ""
+
+    @model_validator(mode="after")
+    def headline_of_an_evaluation(self) -> _Content:
+        self.headline = self.headline or _usual_headline(self.evaluations)
+        protocol, dot, metric = self.headline.partition(".")
+        if not (dot and metric) or protocol not in self.evaluations:
+            raise ValueError(
+                f"headline must be PROTOCOL.METRIC of one of {', '.join(self.evaluations)}, "
+                f"got {self.headline!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def distinct_seeds(self) -> _Content:
@@ -95,6 +115,9 @@ class Track:
         backbone: name, args, stem, as `bench.backbones.build` takes it.
         budget: one of epochs, steps, images.
         evaluations: {protocol: overrides of its settings}.
+        trials: how many each tuned method gets; only rows with as many are ranked.
+        headline: the metric that ranks and is tuned for, `PROTOCOL.METRIC`; by default the usual
+            metric of the first evaluation.
     """
 
     id: str
@@ -113,6 +136,16 @@ class Track:
     backbone: dict[str, Any]
     budget: dict[str, int]
     evaluations: dict[str, dict[str, Any]]
+    trials: int
+    headline: str
+
+    @property
+    def headline_protocol(self) -> str:
+        return self.headline.partition(".")[0]
+
+    @property
+    def headline_metric(self) -> str:
+        return self.headline.partition(".")[2]
 
     @property
     def image_size(self) -> int:

@@ -27,6 +27,7 @@ COMMANDS = {
     "plan",
     "publish",
     "run",
+    "tune",
     "worker",
 }
 

@@ -11,7 +11,7 @@ import click
 from bench import display
 from bench.errors import UnknownName, UserError
 from bench.exits import OK
-from bench.options import FILE, POSITIVE, as_json, runs_dir
+from bench.options import FILE, POSITIVE, as_json, leaderboards_dir, runs_dir
 
 
 @click.command("eval")
@@ -25,9 +25,15 @@ from bench.options import FILE, POSITIVE, as_json, runs_dir
 @click.option("--image-size", type=POSITIVE, help="Side of the images in pixels; default 32.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks the validation split.")
 @runs_dir
+@leaderboards_dir
 @as_json
 def eval_(
-    run: str | None, evaluations: str | None, runs_dir: Path, json: bool, **options: Any
+    run: str | None,
+    evaluations: str | None,
+    runs_dir: Path,
+    leaderboards_dir: Path,
+    json: bool,
+    **options: Any,
 ) -> int:
     """Evaluate a finished RUN further, or any checkpoint: --backbone, --weights, --data."""
     from bench.evaluations import NAMES, over_features
@@ -38,9 +44,11 @@ def eval_(
     if run is not None:
         if given := [key for key in ("track", "backbone", "weights", "data") if options[key]]:
             raise UserError(f"--{given[0]} is for checkpoints from elsewhere; leave it or RUN out")
+        from bench import ledger
         from bench.external import evaluate_run
 
-        result, notes = evaluate_run(run, names, runs_dir), []
+        file = leaderboards_dir / ledger.FILE
+        result, notes = evaluate_run(run, names, runs_dir, ledger_file=file), []
     else:
         seed = options.pop("seed")
         backbone, weights, where = _checkpoint(**options)

@@ -43,7 +43,7 @@ def run(json: bool, **options: Any) -> int:
     if prepared is None:
         return NOTHING_LOADED
     carried["jobs"] = carried["jobs"] or prepared.track.jobs
-    for key in ("device", "processes", "on_bad_image", "runs_dir"):
+    for key in ("device", "processes", "on_bad_image", "runs_dir", "leaderboards_dir"):
         carried[key] = options[key]
     carrying = Options(**carried)
     live = sys.stdout.isatty() and not json
@@ -97,12 +97,14 @@ def worker(run_dir: Path) -> int:
 def _prepare(options: dict[str, Any]) -> Any:
     """Return the session of the options, or None if no requested plugin could be loaded."""
     from bench import session
+    from bench.plan import parse_counts
 
     keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit")
     overrides = {key: options[key] for key in (*keys, "precision", "threads")}
-    options["device"] = _device(options["device"])
+    options["device"] = device_of(options["device"])
     kept = ("plugins", "track", "seeds", "settings", "device", "processes", "on_bad_image")
-    given = {key: options[key] for key in (*kept, "runs_dir")}
+    given = {key: options[key] for key in (*kept, "runs_dir", "leaderboards_dir")}
+    given["hand_tuned"] = parse_counts(options["hand_tuned"], _requested(options["plugins"]))
     prepared = session.prepare(**given, overrides=overrides, dev=options.get("dev", False))
     for line in prepared.broken.values():
         click.echo(f"Error: {line}", err=True)
@@ -115,7 +117,7 @@ def _requested(plugins: str) -> list[str]:
     return [manager.method_name(request) for request in manager.select(plugins)]
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
     """Return "cuda" or "cpu" for `auto`: without torch, by the driver and what it may show."""
     from bench.session import cuda_is_asked
 

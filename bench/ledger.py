@@ -1,0 +1,147 @@
+"""The ledger of test reads: a line per evaluation on a test split, each with the last one's hash.
+
+Nothing on a user's own disk is secret. The ledger makes visible how often a test split was looked
+at: deleting a result does not delete its line, and a line that is changed or removed breaks the
+chain after it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UserError
+from bench.identity import canonical_json
+
+if TYPE_CHECKING:
+    from bench.results import Result
+
+FILE = "ledger.jsonl"
+FIRST = "0" * 64  # what the first line has for the hash of a line before it
+MANY_READS = 3  # configurations of one method; more are marked
+KEYS = (
+    "configuration",
+    "distribution",
+    "method",
+    "previous",
+    "protocols",
+    "run_id",
+    "seed",
+    "test_sha256",
+    "time",
+    "track",
+)
+
+
+def append(path: Path | str, line: Mapping[str, Any]) -> None:
+    """Add a line, durably and whole, whatever other processes do at the same time.
+
+    Args:
+        line: every key of `KEYS` but `previous` and `time`, which are filled in.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            content = file.read()
+            torn = b"" if content.endswith(b"\n") or not content else b"\n"
+            before = content.rstrip(b"\n").rpartition(b"\n")[2]
+            said = dict(line) | {
+                "previous": hashlib.sha256(before).hexdigest() if before else FIRST,
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            file.write(torn + canonical_json(said).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"the ledger {path} cannot be written ({error.strerror}); every test read leaves a "
+            "line there"
+        ) from error
+
+
+def read(path: Path | str) -> list[dict[str, Any]]:
+    """Return the lines that can be read; none if there is no file."""
+    return _parsed(Path(path))[0]
+
+
+def problems(path: Path | str) -> list[str]:
+    """Return one line per break of the chain; empty for a sound ledger, or for none."""
+    return _parsed(Path(path))[1]
+
+
+def _parsed(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    lines, found, previous = [], [], FIRST
+    for number, raw in enumerate(content.rstrip(b"\n").split(b"\n") if content else [], start=1):
+        try:
+            line = json.loads(raw)
+            if not isinstance(line, dict) or tuple(sorted(line)) != KEYS:
+                raise ValueError("other keys than a line of the ledger has")
+        except ValueError as error:
+            found.append(f"{path.name} line {number}: not a line of the ledger ({error})")
+        else:
+            if line["previous"] != previous:
+                found.append(
+                    f"{path.name} line {number}: the chain is broken; the line before it was "
+                    "changed, removed or added"
+                )
+            lines.append(line)
+        previous = hashlib.sha256(raw).hexdigest()
+    return lines, found
+
+
+def of_run(
+    *,
+    track: str,
+    spec: Mapping[str, Any],
+    run_id: str,
+    code: Mapping[str, Any],
+    protocols: Iterable[str],
+    test_sha256: str,
+) -> dict[str, Any]:
+    """Return what a run's reading of a test split puts into the ledger."""
+    from bench.results import spec_group
+
+    return {
+        "configuration": spec_group(spec),
+        "distribution": code.get("distribution", ""),
+        "method": spec["method"],
+        "protocols": sorted(protocols),
+        "run_id": run_id,
+        "seed": spec["seed"],
+        "test_sha256": test_sha256,
+        "track": track,
+    }
+
+
+def test_reads(lines: Iterable[Mapping[str, Any]], result: Result, track: Mapping[str, Any]) -> int:
+    """Return how many configurations of a row's method were ever evaluated on this test split.
+
+    A method is what one distribution ships under one name. The split is known by its hash, so a
+    track that is changed in another place counts too; by the track's name where a page has none.
+    """
+    sha256 = track.get("test_sha256")
+    owner = (result.code.distribution, result.method)
+    return len(
+        {
+            line["configuration"]
+            for line in lines
+            if (line["distribution"], line["method"]) == owner
+            and (line["test_sha256"] == sha256 if sha256 else line["track"] == track["id"])
+        }
+    )

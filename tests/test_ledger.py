@@ -1,0 +1,85 @@
+"""The ledger of test reads: a chain that shows what was changed, and counts that cannot be lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import pytest
+
+from bench import ledger
+from bench.errors import UserError
+
+LINE = {
+    "configuration": "c0",
+    "distribution": "d",
+    "method": "m",
+    "protocols": ["p"],
+    "run_id": "m-s0-0",
+    "seed": 0,
+    "test_sha256": "t",
+    "track": "digits",
+}
+
+
+def filled(path, count=4):
+    for number in range(count):
+        ledger.append(path, LINE | {"configuration": f"c{number}"})
+    return path
+
+
+def test_a_sound_chain_has_no_problems(tmp_path):
+    path = filled(tmp_path / "boards" / "ledger.jsonl")
+    assert ledger.problems(path) == []
+    assert [line["configuration"] for line in ledger.read(path)] == ["c0", "c1", "c2", "c3"]
+    assert ledger.problems(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "inserted", "reordered", "torn"])
+def test_whatever_is_done_to_a_line_is_seen(tmp_path, damage):
+    path = filled(tmp_path / "ledger.jsonl")
+    lines = path.read_text().splitlines()
+    if damage == "changed":
+        lines[1] = json.dumps(json.loads(lines[1]) | {"method": "another"}, sort_keys=True)
+    elif damage == "removed":
+        del lines[1]
+    elif damage == "inserted":
+        lines.insert(1, lines[1])
+    elif damage == "reordered":
+        lines[1], lines[2] = lines[2], lines[1]
+    else:
+        lines[1] = lines[1][:40]
+    path.write_text("\n".join(lines) + "\n")
+    assert len(ledger.problems(path)) >= 1
+    assert all(found.startswith("ledger.jsonl line ") for found in ledger.problems(path))
+
+
+def test_a_line_torn_by_a_crash_does_not_swallow_the_next(tmp_path):
+    path = filled(tmp_path / "ledger.jsonl", 2)
+    path.write_bytes(path.read_bytes()[:-20])
+    ledger.append(path, LINE | {"configuration": "after"})
+    assert ledger.read(path)[-1]["configuration"] == "after"
+    assert len(ledger.problems(path)) == 1  # the torn line itself
+
+
+def _append_many(path, name):
+    for number in range(20):
+        ledger.append(path, LINE | {"configuration": f"{name}{number}"})
+
+
+def test_workers_that_append_at_once_leave_one_chain(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, name)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert ledger.problems(path) == []
+    assert len(ledger.read(path)) == 60
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_reader(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="every test read"):
+        ledger.append(tmp_path / "file" / "ledger.jsonl", LINE)
