@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import digamma, expit, ndtri, polygamma, stdtr, stdtrit
+from scipy.special import digamma, expit, logit, ndtri, polygamma, stdtr, stdtrit
 
 LEVEL = 0.05  # of every interval, and of a column's pairs together
 POWER = 0.80  # of the difference that a board is said to resolve
@@ -38,12 +38,16 @@ NO_PRIOR = Prior(df=0.0, variance=0.0, pooled_df=0.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """An accuracy in percent: the mean over `n` seeds and its 95 % interval."""
+    """An accuracy in percent: the mean over `n` seeds and its 95 % interval.
+
+    `df` are the degrees of freedom of the seeds' variance behind the interval, 0 with one seed.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    df: float = 0.0
 
     @property
     def half_width(self) -> float:
@@ -168,7 +172,29 @@ def cell(accuracies: Sequence[float], num_images: int, prior: Prior | None = Non
         variance, df = moderate(variance, len(percent) - 1, prior)
     reach = stdtrit(df, 1 - LEVEL / 2) * np.sqrt(variance / len(percent))
     low, high = 100 * expit(logits.mean() + np.array([-reach, reach]))
-    return Cell(mean, float(low), float(high), len(percent))
+    return Cell(mean, float(low), float(high), len(percent), df)
+
+
+def one_more(cell: Cell, num_images: int, *, columns: int = 1) -> tuple[float, float]:
+    """Return the interval in percent in which one more run of a cell's row lies with 95 %.
+
+    The cell's interval is that of the mean over n seeds. A run differs from its row's mean by its
+    own seed too, so that its interval is sqrt(n + 1) times as wide in logits. With one seed nothing
+    is known of seeds, and the interval is the cell's.
+
+    Args:
+        num_images: test images behind each of the accuracies.
+        columns: how many intervals are to hold at the same time (Bonferroni).
+    """
+    if cell.n == 1:
+        return cell.low, cell.high
+    low, high = logit(np.clip([cell.low / 100, cell.high / 100], 1e-15, 1 - 1e-15))
+    level = LEVEL / columns
+    wider = stdtrit(cell.df, 1 - level / 2) / stdtrit(cell.df, 1 - LEVEL / 2)
+    reach = (high - low) / 2 * np.sqrt(cell.n + 1) * wider
+    shares = expit((low + high) / 2 + np.array([-reach, reach]))
+    ends = 100 * (shares * (num_images + 1) - 0.5) / num_images  # logit_accuracy's halves undone
+    return float(max(ends[0], 0.0)), float(min(ends[1], 100.0))
 
 
 def _wilson(share: float, num_images: int) -> tuple[float, float]:

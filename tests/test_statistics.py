@@ -14,6 +14,7 @@ from bench.statistics import (
     holm,
     logit_accuracy,
     moderate,
+    one_more,
     seed_prior,
 )
 
@@ -231,6 +232,44 @@ def test_cells_cover_the_mean_of_many_more_seeds():
             truth = 100 * special.expit(logit_accuracy(right[5:].sum(axis=1), 500).mean())
             held.append(cells[name].low <= truth <= cells[name].high)
     assert 0.92 <= np.mean(held) <= 0.985
+
+
+def test_one_more_run_is_the_t_prediction_interval():
+    num_images, percent = 500, np.array([90.0, 92.4, 91.0, 89.2])
+    hits = percent / 100 * num_images
+    logits = np.log((hits + 0.5) / (num_images - hits + 0.5))
+    reach = stats.t.ppf(1 - 0.05 / 3 / 2, 3) * logits.std(ddof=1) * np.sqrt(1 + 1 / 4)
+    low, high = one_more(cell(percent, num_images), num_images, columns=3)
+    for end, of_logits in ((low, logits.mean() - reach), (high, logits.mean() + reach)):
+        assert logit_accuracy(end / 100 * num_images, num_images) == pytest.approx(of_logits)
+
+
+def test_one_more_run_lies_inside_as_often_as_said():
+    rng = np.random.default_rng(3)
+    boards, num_images, inside = 2000, 10_000, 0
+    for _ in range(boards):
+        shares = special.expit(1.0 + 0.2 * rng.standard_normal(6))
+        percent = 100 * np.rint(shares * num_images) / num_images
+        low, high = one_more(cell(percent[:5], num_images), num_images)
+        inside += low <= percent[5] <= high
+    assert inside / boards == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / boards))
+
+
+@pytest.mark.parametrize("percent", [0.0, 37.2, 100.0])
+def test_one_more_run_of_equal_runs_is_that_run(percent):
+    low, high = one_more(cell([percent] * 5, 500), 500, columns=4)
+    assert low - 1e-9 <= percent <= high + 1e-9
+    assert high - low < 1e-9
+
+
+def test_one_more_run_of_a_single_run_has_the_test_sets_interval():
+    single = cell([91.0], 500)
+    assert one_more(single, 500, columns=4) == (single.low, single.high)
+
+
+def test_one_more_run_where_seeds_tell_nothing_is_between_none_and_all():
+    low, high = one_more(cell([0.0, 100.0], 500), 500)
+    assert (low, high) == (0.0, 100.0)
 
 
 def test_holm_matches_the_step_down_loop():
