@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from bench import reproductions
 from bench.cells import decimals, join, numbers, plus_minus, table, text
 from bench.pages import is_stale, label, rows_table
+from bench.reproductions import Record
 from bench.results import Result
 from bench.rows import RANKED_SEEDS, Board, TableRow, build
 
@@ -32,6 +34,7 @@ def render_track(
     current: Mapping[str, str] | None = None,
     engine: int | None = None,
     figure: str = "",
+    reproduced: Sequence[Record] = (),
 ) -> str:
     """Return a track's page.
 
@@ -41,30 +44,32 @@ def render_track(
         current: method -> sha256 of its plugin's source today; others are not called stale.
         engine: today's `bench.ENGINE`.
         figure: the file name of the page's picture, if there is one.
+        reproduced: the runs that were trained again, the latest last.
     """
     board = build(track, results, published, problems)
+
+    again = reproductions.cells(board.rows, reproduced)
 
     def stale(row: TableRow) -> bool:
         return is_stale(row, current or {}, engine)
 
+    def rows(some: list[TableRow]) -> str:
+        return rows_table(board, some, stale=stale, reproduced=again)
+
     main = [row for row in board.rows if row.section == "main"]
     blocks = [f"# {text(track.get('title') or track['id'])}", *_opening(track, board)]
-    blocks.append(rows_table(board, main, stale=stale) if main else "No results yet.")
+    blocks.append(rows(main) if main else "No results yet.")
     if main:
-        blocks.append(_legend(board))
+        blocks.append(_legend(board, dated=any(row.key in again for row in board.rows)))
     if figure:
         blocks.append(f"![Accuracy against training time]({quote(figure)})")
     variants = [row for row in board.rows if row.section == "variant"]
     if variants:
-        blocks += [
-            "## Variants",
-            "Runs with `--set`; not ranked.",
-            rows_table(board, variants, stale=stale),
-        ]
+        blocks += ["## Variants", "Runs with `--set`; not ranked.", rows(variants)]
     external = [row for row in board.rows if row.section == "external"]
     if external:
         said = "Checkpoints from elsewhere; their training data is unknown. Not ranked."
-        blocks += ["## External", said, rows_table(board, external, stale=stale)]
+        blocks += ["## External", said, rows(external)]
     notes = _footnotes(track, board, stale)
     if notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
@@ -103,7 +108,7 @@ def _page_seeds(board: Board) -> list[int]:
     return sorted({seed for row in trained for seed in row.expected})
 
 
-def _legend(board: Board) -> str:
+def _legend(board: Board, *, dated: bool) -> str:
     said = (
         "Accuracy in percent: mean ± 95 % interval over n seeds (of the images where n is 1), "
         "in brackets the stage that validation chose. *Italic*: floors and reference. "
@@ -114,6 +119,11 @@ def _legend(board: Board) -> str:
         said += (
             f" Rank: the places in “{text(board.headline.title)}” that the tests leave open "
             "(Holm over all pairs, 5 %); **bold**: may be first."
+        )
+    if dated:
+        said += (
+            " Last reproduced: when a run of the row was last trained again from its spec; bytes: "
+            "to the same backbone and numbers; interval: to numbers inside the interval of one run."
         )
     return f"<sub>{said}</sub>"
 

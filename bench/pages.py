@@ -11,21 +11,36 @@ from bench.columns import Column
 from bench.rows import RANKED_SEEDS, Board, TableRow, may_rank
 
 
-def rows_table(board: Board, rows: Sequence[TableRow], *, stale: Callable[[TableRow], bool]) -> str:
-    """Return some of a board's rows as a table; `stale` says whose code is not today's."""
+def rows_table(
+    board: Board,
+    rows: Sequence[TableRow],
+    *,
+    stale: Callable[[TableRow], bool],
+    reproduced: Mapping[str, str] | None = None,
+) -> str:
+    """Return some of a board's rows as a table.
+
+    Args:
+        stale: says whose code is not today's.
+        reproduced: row's key -> when a run of it was last trained again, and how that ended.
+    """
+    again = reproduced or {}
+    dated = any(row.key in again for row in rows)
     ranked = board.ranks_shown and any(board.rank(row, board.headline) for row in rows)
     columns = [c for c in board.columns if any(c.entry(r) for row in rows for r in row.good)]
     headers = ["rank"] if ranked else []
     headers += ["method", "paper", *(text(column.title) for column in columns)]
-    headers += ["n", "tuning", "passes", "images/s", "GiB", "s/run", "status"]
+    headers += ["n", "tuning", "passes", "images/s", "GiB", "s/run"]
+    headers += [*(["last reproduced"] if dated else []), "status"]
     lines = []
     for row in rows:
         card = row.first.row
         line = [_rank(board, row)] if ranked else []
         line += [_name(row), paper(card.paper), *(_accuracy(board, row, c) for c in columns)]
         line += [_count(row), text(card.tuning, longest=12), *_costs(row)]
+        line += [again.get(row.key, "")] if dated else []
         lines.append([*line, _status(board, row, stale(row))])
-    aligned = "l" * (2 + ranked) + "r" * (len(columns) + 6) + "l"
+    aligned = "l" * (2 + ranked) + "r" * (len(columns) + 6) + "l" * (1 + dated)
     return table(headers, lines, aligned)
 
 

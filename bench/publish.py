@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bench import figures, leaderboard
+from bench import figures, leaderboard, reproductions
 from bench.errors import UserError
 from bench.identity import run_id
+from bench.reproductions import Record
 from bench.results import (
     TERMINAL,
     TRACK_FILE,
@@ -89,6 +90,7 @@ def render_pages(
     published: Mapping[str, Iterable[Result]] | None = None,
     current: Mapping[str, str] | None = None,
     engine: int | None = None,
+    reproduced: Sequence[Record] = (),
 ) -> dict[str, str]:
     """Return file name -> text of index and pages, without their pictures."""
     files = {INDEX: leaderboard.render_index((page.track, page.results) for page in pages)}
@@ -102,6 +104,7 @@ def render_pages(
             current=current,
             engine=engine,
             figure=figure_name(name) if cost_points(page) else "",
+            reproduced=reproduced,
         )
     return files
 
@@ -140,9 +143,18 @@ def render_all(
     current: Mapping[str, str] | None = None,
     engine: int | None = None,
 ) -> list[Path]:
-    """Render a results folder's index, pages and pictures into a folder; return the files."""
+    """Render a results folder's index, pages and pictures into a folder; return the files.
+
+    The folder's own record of reproductions, if there is one, is shown.
+    """
     pages = read_pages(Path(results_dir), tracks)
-    files = render_pages(pages, published=published, current=current, engine=engine)
+    files = render_pages(
+        pages,
+        published=published,
+        current=current,
+        engine=engine,
+        reproduced=reproductions.read(Path(out_dir)),
+    )
     return _write_boards(Path(out_dir), pages, files)
 
 
@@ -175,7 +187,8 @@ def check(
     """Return one line per way in which boards differ from what their results say."""
     folder = Path(leaderboards_dir)
     pages = read_pages(folder / "results", tracks)
-    files = render_pages(pages, current=current, engine=engine)
+    reproduced = reproductions.read(folder)
+    files = render_pages(pages, current=current, engine=engine, reproduced=reproduced)
     differences = [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
     expected = set(files)
     for name, text in files.items():
@@ -261,7 +274,8 @@ def publish(
         problems = [line for line in old.problems if not line.startswith(replaced)]
         after[name] = Page(page.track, list(merged.values()), problems)
     everything = [page for _, page in sorted(after.items())]
-    files = render_pages(everything, current=current, engine=engine)
+    reproduced = reproductions.read(target)
+    files = render_pages(everything, current=current, engine=engine, reproduced=reproduced)
     written = []
     for page in pages:
         folder = target / "results" / page.track["id"]
