@@ -16,6 +16,7 @@ from bench.confine import confine_writes, die_with_parent
 from bench.errors import Diverged, Unsupported, UserError
 
 STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0}
+HEAD_BYTES = 64 * 2**20  # a larger head is not kept; none of ours comes near
 
 
 def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         "parameters": sum(p.numel() for p in trained.parameters()),
         **passes,
     }
-    artifacts = _save(folder, trained) if rank == 0 else {}
+    artifacts = _save(folder, model) if rank == 0 else {}
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -168,18 +169,31 @@ def _peak_memory_gib(torch: Any, device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _save(folder: Path, backbone: Any) -> dict[str, Any]:
+def _save(folder: Path, model: Any) -> dict[str, Any]:
+    """Write the backbone, and beside it the head where the method has one; return the artifacts."""
+    import torch
+
+    artifacts = {"backbone.safetensors": _save_state(folder, "backbone", model.backbone)}
+    head = getattr(model, "head", None)
+    if isinstance(head, torch.nn.Module):
+        size = sum(t.nbytes for t in head.state_dict().values() if isinstance(t, torch.Tensor))
+        if 0 < size <= HEAD_BYTES:
+            artifacts["head.safetensors"] = _save_state(folder, "head", head)
+    return artifacts
+
+
+def _save_state(folder: Path, name: str, module: Any) -> dict[str, Any]:
     import hashlib
 
     from safetensors.torch import save
 
     from bench.files import write_atomically
 
-    state = {name: t.detach().cpu().contiguous() for name, t in backbone.state_dict().items()}
-    content = save(state)
-    write_atomically(folder / "backbone.safetensors", content)
-    sha = hashlib.sha256(content).hexdigest()
-    return {"backbone.safetensors": {"sha256": sha, "bytes": len(content)}}
+    tensors = {k: v for k, v in module.state_dict().items() if hasattr(v, "detach")}
+    # Clones: tensors that share memory, as tied weights do, are refused otherwise.
+    content = save({key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()})
+    write_atomically(folder / f"{name}.safetensors", content)
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def confined(folder: Path, rank: int, world: int, pipe: int | None) -> int:
