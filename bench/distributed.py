@@ -5,7 +5,7 @@ Every process must make the same calls in the same order, with tensors of one sh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -59,6 +59,24 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     tensor = tensor.clone(memory_format=torch.contiguous_format)
     dist.broadcast(tensor, source)
     return tensor
+
+
+@torch.no_grad()
+def encode_shuffled(encoder: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return `encoder(images)`, computed on the images of all processes in a random order.
+
+    BatchNorm's statistics then tell no output which images its own image came with (MoCo,
+    Section 3.3, shuffling BN). The result is in the order of `images` and carries no gradient.
+
+    Args:
+        encoder: (B, ...) to (B, D).
+        images: (B, 3, H, W), of one shape on all processes.
+    """
+    everyone = gather(images)  # (N, 3, H, W) over all processes
+    order = broadcast(torch.randperm(len(everyone), device=images.device))
+    mine = order.chunk(world_size())[rank()]
+    outputs = gather(encoder(everyone[mine]))  # (N, D), in shuffled order
+    return outputs[order.argsort()].chunk(world_size())[rank()]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.distributed import gather, world_size
+from bench.errors import Unsupported
 
 
 def projection_mlp(
@@ -59,6 +60,40 @@ def ema_update(average: nn.Module, module: nn.Module, momentum: float) -> None:
         copy.copy_(buffer)
 
 
+def ema_momentum(momentum: float, half_life_epochs: float | None, steps_per_epoch: int) -> float:
+    """Return `momentum`, or the one that forgets half of the past in `half_life_epochs` if given.
+
+    One momentum per step is another memory wherever an epoch has another number of steps.
+    """
+    if half_life_epochs is None:
+        return momentum
+    return 0.5 ** (1 / (half_life_epochs * steps_per_epoch))
+
+
+def queue_length(most: int, num_images: int, keys_per_step: int) -> int:
+    """Return the keys that a queue holds: whole steps, at most `most`, at least one step.
+
+    At most half as many as there are training images, so that few queries meet an older key of
+    their own image among the negatives.
+    """
+    return max(1, min(most, num_images // 2) // keys_per_step) * keys_per_step
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
+    """Write the keys of all processes over the oldest of the queue, in place.
+
+    Args:
+        queue: (K, D), a buffer; K is not below the keys of all processes.
+        pointer: int64 scalar, a buffer; the row of the oldest key, moved on.
+        keys: (B, D), this process's.
+    """
+    keys = gather(keys)
+    rows = (pointer + torch.arange(len(keys), device=keys.device)) % len(queue)
+    queue.index_copy_(0, rows, keys.to(queue.dtype))
+    pointer.add_(len(keys)).remainder_(len(queue))
+
+
 def group_batch_norm(module: nn.Module) -> nn.Module:
     """Let every BatchNorm in `module` normalise over the images of all processes.
 
@@ -86,6 +121,19 @@ def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
     if groups == 1:
         return module
     return _replace_batch_norm(module, partial(_normalise_groups, groups=groups))
+
+
+def groups_per_process(groups: int) -> int:
+    """Return the groups into which each process splits its part of the batch.
+
+    Raises:
+        Unsupported: the processes cannot share the groups evenly; another number of groups would
+            be another training.
+    """
+    processes = world_size()
+    if groups % processes:
+        raise Unsupported(f"{groups} BatchNorm groups do not divide among {processes} processes")
+    return groups // processes
 
 
 def _replace_batch_norm(

@@ -1,7 +1,7 @@
 """MoCo v2: improved baselines with momentum contrastive learning.
 
 Paper:   Chen et al., 2020. https://arxiv.org/abs/2003.04297 (MoCo: https://arxiv.org/abs/1911.05722)
-Source:  https://github.com/facebookresearch/moco
+Source:  https://github.com/facebookresearch/moco, and its demo, colab/moco_cifar10_demo.ipynb
 Family:  contrastive
 Departs: the queue holds at most half of the training images; BatchNorm normalises
          `batch_norm_groups` parts of the batch apart, on however many processes, in place of the
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench import Engine, MethodCard, Unsupported, hookimpl
+from bench import Engine, MethodCard, hookimpl
 from bench.augment import (
     View,
     color_jitter,
@@ -28,8 +28,16 @@ from bench.augment import (
     horizontal_flip,
     random_resized_crop,
 )
-from bench.distributed import average_buffers, broadcast, gather, rank, world_size
-from bench.layers import ema_update, projection_mlp, split_batch_norm
+from bench.distributed import average_buffers, encode_shuffled
+from bench.layers import (
+    ema_momentum,
+    ema_update,
+    enqueue,
+    groups_per_process,
+    projection_mlp,
+    queue_length,
+    split_batch_norm,
+)
 from bench.losses import info_nce, unit
 
 
@@ -43,6 +51,7 @@ class Config:
     half_life_epochs: float | None = None  # of the moving average, instead of momentum
     temperature: float = 0.2
     head_features: int = 128
+    symmetric: bool = False  # the demo's option: both views ask, at twice the passes
     batch_norm_groups: int = 8  # the source's cards, over all processes; 1: no split
     crop_area: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
@@ -55,8 +64,20 @@ class Config:
     warmup_epochs: float = 0.0
 
 
+# The authors' demo: ResNet-18 at batch 512 (rate 0.06) for 200 epochs. Its head is linear; here it
+# is version 2's, which has no recipe for CIFAR-10 of its own.
+CIFAR10 = replace(
+    Config(),
+    queue_size=4096,
+    momentum=0.99,
+    temperature=0.1,
+    crop_area=(0.08, 1.0),
+    blur=0.0,
+    weight_decay=5e-4,
+)
+
 # 30 epochs of a 0.3M-parameter ResNet at 32 px. Half-life and images per BatchNorm group are those
-# of the authors' CIFAR-10 demo: 0.99 per step at 98 steps an epoch; 8 groups of a batch of 512.
+# of the demo: 0.99 per step at 97 steps an epoch; 8 groups of a batch of 512.
 SMALL = Config(
     queue_size=4096,
     half_life_epochs=0.7,
@@ -69,6 +90,11 @@ SMALL = Config(
     lr=2e-3,
     warmup_epochs=2.0,
 )
+
+# The same on colour images of 64 px, where a mirrored scene is a scene. The papers' smallest crops
+# and their blur are for 224 px; square crops of more than a quarter of an image always overlap, and
+# each shows some of an object that fills a quarter.
+SMALL_COLOR = replace(SMALL, crop_area=(0.3, 1.0), flip=True)
 
 
 class MoCo(nn.Module):
@@ -84,42 +110,37 @@ class MoCo(nn.Module):
         self.key_encoder = copy.deepcopy(nn.Sequential(self.backbone, self.head))
         self.key_encoder.requires_grad_(False)
         self.momentum, self.temperature = momentum, config.temperature
+        self.symmetric = config.symmetric
         self.register_buffer("queue", unit(torch.randn(queue_size, config.head_features)))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
-    def embed(self, view0: Tensor, view1: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries of the first view and keys of the second, (B, D) each, of length 1."""
-        queries = unit(self.head(self.backbone(view0)))
-        with torch.no_grad():
-            keys = unit(self.shuffled_keys(view1))
-        return queries, keys
+    def embed(self, view0: Tensor, view1: Tensor) -> tuple[Tensor, ...]:
+        """Return queries of the first view and keys of the second, (B, D) each, of length 1.
 
-    def loss(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return InfoNCE (MoCo, Eq. 1) with the queue as negatives."""
-        return info_nce(queries, keys, self.queue, self.temperature)
-
-    def shuffled_keys(self, images: Tensor) -> Tensor:
-        """Encode the images of all processes in another order than the queries (Section 3.3).
-
-        BatchNorm's statistics then tell no key which query shared its group of images.
+        If symmetric, queries of the second view and keys of the first follow.
         """
-        everyone = gather(images)  # (N, 3, H, W) over all processes
-        order = broadcast(torch.randperm(len(everyone), device=images.device))
-        mine = order.chunk(world_size())[rank()]
-        keys = gather(self.key_encoder(everyone[mine]))  # (N, D), in shuffled order
-        return keys[order.argsort()].chunk(world_size())[rank()]
+        directions = [(view0, view1), (view1, view0)][: 1 + self.symmetric]
+        embeddings: list[Tensor] = []
+        for asking, asked in directions:
+            embeddings.append(unit(self.head(self.backbone(asking))))
+            # Shuffled: no key can be told by the images that its query shared BatchNorm with.
+            embeddings.append(unit(encode_shuffled(self.key_encoder, asked)))
+        return tuple(embeddings)
+
+    def loss(self, *embeddings: Tensor) -> Tensor:
+        """Return InfoNCE (MoCo, Eq. 1) with the queue as negatives, summed over the directions."""
+        pairs = zip(embeddings[::2], embeddings[1::2], strict=True)
+        return sum(info_nce(*pair, self.queue, self.temperature) for pair in pairs)
 
     @torch.no_grad()
-    def after_step(self, queries: Tensor, keys: Tensor) -> None:
+    def after_step(self, *embeddings: Tensor) -> None:
         """Put the step's keys into the queue, share running statistics, move the key encoder.
 
         The source moves the key encoder at the start of a step, before it makes the keys. That
         is the end of the step before; in the first step both encoders are equal and nothing moves.
         """
-        keys = gather(keys)
-        rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue.index_copy_(0, rows, keys.to(self.queue.dtype))
-        self.pointer.add_(len(keys)).remainder_(len(self.queue))
+        for keys in embeddings[1::2]:
+            enqueue(self.queue, self.pointer, keys)
         average_buffers([*self.backbone.buffers(), *self.head.buffers()])
         ema_update(self.key_encoder, nn.Sequential(self.backbone, self.head), self.momentum)
 
@@ -137,33 +158,6 @@ def view(config: Config) -> View:
     )
 
 
-def queue_size(config: Config, engine: Engine) -> int:
-    """Return the queue's length: whole batches, at most half of the training images."""
-    most = min(config.queue_size, engine.num_images // 2)
-    return max(1, most // engine.batch_size) * engine.batch_size
-
-
-def momentum(config: Config, engine: Engine) -> float:
-    """Return m, from the half-life in epochs if one is given."""
-    if config.half_life_epochs is None:
-        return config.momentum
-    steps = config.half_life_epochs * (engine.num_images // engine.batch_size)
-    return 0.5 ** (1 / steps)
-
-
-def groups_here(config: Config) -> int:
-    """Return the groups into which each process splits its part of the batch.
-
-    Raises:
-        Unsupported: the processes cannot share the groups evenly; another number of groups would
-            be another training.
-    """
-    groups, processes = config.batch_norm_groups, world_size()
-    if groups % processes:
-        raise Unsupported(f"{groups} BatchNorm groups do not divide among {processes} processes")
-    return groups // processes
-
-
 def recipe(config: Config) -> dict[str, Any]:
     """Return what `fit` takes."""
     names = ("optimizer", "base_lr", "lr", "weight_decay", "warmup_epochs")
@@ -177,7 +171,7 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/2003.04297",
         family="contrastive",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
         search={
             "lr": ("log_uniform", 5e-4, 8e-3),
             "temperature": ("log_uniform", 0.05, 1.0),
@@ -189,8 +183,12 @@ def describe() -> MethodCard:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    model = MoCo(backbone, config, queue_size(config, engine), momentum(config, engine))
-    split_batch_norm(model, groups_here(config))
-    engine.log(log_candidates=math.log(len(model.queue) + 1))
+    keys_per_step = (1 + config.symmetric) * engine.batch_size
+    length = queue_length(config.queue_size, engine.num_images, keys_per_step)
+    epoch = engine.num_images // engine.batch_size  # steps
+    momentum = ema_momentum(config.momentum, config.half_life_epochs, epoch)
+    model = MoCo(backbone, config, length, momentum)
+    split_batch_norm(model, groups_per_process(config.batch_norm_groups))
+    engine.log(log_candidates=math.log(length + 1))
     views = (view(config), view(config))
     return engine.fit(model, views=views, after_step=model.after_step, **recipe(config))

@@ -79,6 +79,7 @@ def describe() -> MethodCard:
         family="floor",
         role="floor",
         defaults=Config(),
+        search={"rescaled": ("choice", False, True)},
         departs="rescaled: within-layer step only; a layer without bias keeps its mean",
     )
 

@@ -4,12 +4,12 @@ Paper:   Gidaris et al., ICLR 2018. https://arxiv.org/abs/1803.07728
 Source:  https://github.com/gidariss/FeatureLearningRotNet
 Family:  pretext
 Departs: one linear layer on the backbone's pooled features predicts the rotation, whatever the
-         backbone; the paper's CIFAR-10 network is NIN.
+         backbone; the paper's networks are NIN (CIFAR-10) and AlexNet (ImageNet).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,30 +17,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import Engine, MethodCard, hookimpl
-from bench.augment import View, compose, horizontal_flip, identity, pad_and_crop
+from bench.augment import View, compose, horizontal_flip, pad_and_crop, random_resized_crop
 from bench.layers import group_batch_norm
 
 
 @dataclass(frozen=True)
 class Config:
-    """The source's recipe on CIFAR-10, config/CIFAR10_RotNet_NIN4blocks.py: 200 epochs."""
+    """The source's recipe on ImageNet, config/ImageNet_RotNet_AlexNet.py: 50 epochs, batch 192."""
 
-    crop_padding: int = 4  # pixels, source, dataloader.py; 0: no crop
+    crop_area: tuple[float, float] = (0.08, 1.0)  # source, dataloader.py: torchvision's default
+    crop_padding: int | None = None  # pixels around the image, then a crop of its size, instead
     flip: bool = True  # source, dataloader.py
     optimizer: str = "sgd"
-    base_lr: float | None = 0.2  # per 256 images: 0.1 at the source's 128
+    base_lr: float | None = 0.4 / 3  # per 256 images: 0.1 at the source's 192
     lr: float | None = None  # absolute, instead of base_lr
     momentum: float = 0.9  # for sgd
     nesterov: bool = True  # for sgd
     weight_decay: float = 5e-4
     schedule: str = "multistep"
-    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)  # epochs 60, 120, 160 of 200; for multistep
-    gamma: float = 0.2  # for multistep
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)  # epochs 15, 30, 45 of 50; for multistep
+    gamma: float = 0.1  # for multistep
     warmup_epochs: float = 0.0
 
 
+# config/CIFAR10_RotNet_NIN4blocks.py: 200 epochs at batch 128.
+CIFAR10 = replace(
+    Config(),
+    crop_padding=4,  # dataloader.py
+    base_lr=0.2,  # 0.1 at 128
+    milestones=(0.3, 0.6, 0.8),  # epochs 60, 120, 160
+    gamma=0.2,
+)
+
 # 30 epochs of a 0.3M-parameter ResNet at 32 px.
-SMALL = Config(
+SMALL = replace(
+    CIFAR10,
     flip=False,  # a mirrored digit is another shape
     optimizer="adamw",
     base_lr=None,
@@ -49,6 +60,9 @@ SMALL = Config(
     schedule="cosine",
     warmup_epochs=2.0,
 )
+
+# The same on colour images of 64 px, where a mirrored scene is a scene.
+SMALL_COLOR = replace(SMALL, flip=True)
 
 
 class RotNet(nn.Module):
@@ -76,10 +90,11 @@ def rotations(images: Tensor) -> Tensor:
 
 
 def view(config: Config) -> View:
-    """Return the view that is turned: a shifted image, mirrored half of the time."""
-    crop = [pad_and_crop(padding=config.crop_padding)] if config.crop_padding else []
+    """Return the view that is turned: a random crop, mirrored half of the time."""
     flip = [horizontal_flip(p=0.5)] if config.flip else []
-    return compose(*crop, *flip) if crop or flip else identity
+    if config.crop_padding is not None:
+        return compose(pad_and_crop(padding=config.crop_padding), *flip)
+    return compose(random_resized_crop(scale=config.crop_area), *flip)
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -97,9 +112,9 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/1803.07728",
         family="pretext",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
         search={"lr": ("log_uniform", 5e-4, 8e-3), "weight_decay": ("log_uniform", 1e-5, 1e-1)},
-        departs="the track's backbone under one linear layer; the paper's CIFAR-10 network is NIN",
+        departs="the track's backbone under one linear layer; the paper's are NIN and AlexNet",
     )
 
 

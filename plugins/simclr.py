@@ -66,6 +66,11 @@ SMALL = Config(
     warmup_epochs=2.0,
 )
 
+# The same on colour images of 64 px, where a mirrored scene is a scene. The papers' smallest crops
+# and their blur are for 224 px; square crops of more than a quarter of an image always overlap, and
+# each shows some of an object that fills a quarter.
+SMALL_COLOR = replace(SMALL, crop_area=(0.3, 1.0), flip=True)
+
 
 class SimCLR(nn.Module):
     """A backbone and a projection head; two views of an image attract each other."""
@@ -139,7 +144,7 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/2002.05709",
         family="contrastive",
         defaults=Config(),
-        recipes={"small": SMALL, "cifar10": CIFAR10},
+        recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
         search={
             "lr": ("log_uniform", 5e-4, 8e-3),
             "temperature": ("log_uniform", 0.05, 1.0),

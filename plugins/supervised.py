@@ -9,14 +9,14 @@ Departs: the rate falls at fixed shares of the budget, not on plateaus, as in th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import Engine, MethodCard, hookimpl
-from bench.augment import View, compose, horizontal_flip, random_resized_crop
+from bench.augment import View, compose, horizontal_flip, pad_and_crop, random_resized_crop
 from bench.layers import group_batch_norm
 
 
@@ -25,6 +25,7 @@ class Config:
     """ResNet on ImageNet as in the source's 90 epochs."""
 
     crop_area: tuple[float, float] = (0.08, 1.0)  # source, datasets/imagenet.lua
+    crop_padding: int | None = None  # pixels around the image, then a crop of its size, instead
     flip: bool = True  # Section 3.4
     optimizer: str = "sgd"
     base_lr: float | None = 0.1  # per 256 images, Section 3.4
@@ -38,6 +39,17 @@ class Config:
     warmup_epochs: float = 0.0
 
 
+# https://github.com/kuangliu/pytorch-cifar, main.py: 200 epochs at batch 128. The paper's own
+# (Section 4.2) has the same views and rate, weight decay 1e-4, and steps at 50 % and 75 %.
+CIFAR10 = replace(
+    Config(),
+    crop_padding=4,
+    base_lr=0.2,  # 0.1 at 128
+    nesterov=False,
+    weight_decay=5e-4,
+    schedule="cosine",
+)
+
 # 30 epochs of a 0.3M-parameter ResNet at 32 px.
 SMALL = Config(
     crop_area=(0.5, 1.0),  # a smaller part of a small gray image hides its class
@@ -48,6 +60,11 @@ SMALL = Config(
     schedule="cosine",
     warmup_epochs=2.0,
 )
+
+# The same on colour images of 64 px, where a mirrored scene is a scene. The papers' smallest crops
+# are for 224 px; square crops of more than a quarter of an image always overlap, and
+# each shows some of an object that fills a quarter.
+SMALL_COLOR = replace(SMALL, crop_area=(0.3, 1.0), flip=True)
 
 
 class Classifier(nn.Module):
@@ -66,6 +83,8 @@ class Classifier(nn.Module):
 def view(config: Config) -> View:
     """Return the training view: a random crop, mirrored half of the time."""
     flip = [horizontal_flip(p=0.5)] if config.flip else []
+    if config.crop_padding is not None:
+        return compose(pad_and_crop(padding=config.crop_padding), *flip)
     return compose(random_resized_crop(scale=config.crop_area), *flip)
 
 
@@ -85,7 +104,7 @@ def describe() -> MethodCard:
         family="reference",
         role="ceiling",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
         search={"lr": ("log_uniform", 5e-4, 8e-3), "weight_decay": ("log_uniform", 1e-5, 1e-1)},
         uses_labels=True,
         departs="rate falls at fixed shares of the budget; crop and flip only",

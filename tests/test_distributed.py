@@ -11,7 +11,14 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from bench.distributed import average_buffers, broadcast, gather, rank, world_size
+from bench.distributed import (
+    average_buffers,
+    broadcast,
+    encode_shuffled,
+    gather,
+    rank,
+    world_size,
+)
 from bench.layers import group_batch_norm
 from bench.probe import fork_server
 
@@ -47,6 +54,12 @@ def statistics_and_gradients(net: nn.Module, images: Tensor) -> dict[str, Tensor
     return {"out": out.detach(), "images": images.grad, **gradients, **dict(net.named_buffers())}
 
 
+def encode(images: Tensor) -> Tensor:
+    """Show each image and the mean of those that it came with."""
+    flat = images.flatten(1)[:, :2]
+    return torch.cat([flat, flat.mean(0).expand(len(flat), -1)], dim=1)
+
+
 def exchange(own: int, folder: str) -> None:
     """What process `own` of two sees; left in `<own>.pt`."""
     torch.set_num_threads(1)
@@ -59,6 +72,8 @@ def exchange(own: int, folder: str) -> None:
     floats, counter = torch.full((2, 2), 1.0 + own), torch.tensor(3)
     average_buffers([floats, counter])
     mine = torch.tensor([own, 7])
+    torch.manual_seed(own)  # process 0 decides the order
+    shuffled = encode_shuffled(encode, rows().chunk(2)[own])
     state = {
         "place": torch.tensor([rank(), world_size()]),
         "gathered": everyone.detach(),
@@ -67,6 +82,7 @@ def exchange(own: int, folder: str) -> None:
         "counter": counter,
         "broadcast": broadcast(mine),
         "kept": mine,
+        "shuffled": shuffled,
         **{
             f"norm.{name}": value
             for name, value in statistics_and_gradients(
@@ -118,6 +134,22 @@ def test_gather_sends_back_the_sum_of_all_processes_gradients(pair: list[dict[st
 def test_broadcast_gives_the_source_s_tensor_and_keeps_the_own(pair: list[dict[str, Any]]) -> None:
     assert [state["broadcast"].tolist() for state in pair] == [[0, 7], [0, 7]]
     assert [state["kept"].tolist() for state in pair] == [[0, 7], [1, 7]]
+
+
+def test_shuffled_images_come_with_others_and_return_in_order(
+    pair: list[dict[str, Any]],
+) -> None:
+    images = rows()
+    torch.manual_seed(0)
+    order = torch.randperm(6)
+    expected = torch.empty(6, 4, dtype=torch.float64)
+    for part in order.chunk(2):
+        expected[part] = encode(images[part])
+    found = torch.cat([state["shuffled"] for state in pair])
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert torch.equal(found[:, :2], images.flatten(1)[:, :2])
+    alone = torch.cat([encode(part) for part in images.chunk(2)])
+    assert not torch.allclose(found, alone, atol=1e-3)
 
 
 def test_average_buffers_leaves_counters(pair: list[dict[str, Any]]) -> None:

@@ -9,7 +9,17 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from bench.layers import ema_update, group_batch_norm, projection_mlp, split_batch_norm
+from bench import Unsupported, layers
+from bench.layers import (
+    ema_momentum,
+    ema_update,
+    enqueue,
+    group_batch_norm,
+    groups_per_process,
+    projection_mlp,
+    queue_length,
+    split_batch_norm,
+)
 
 
 def images(count: int = 6) -> Tensor:
@@ -67,6 +77,41 @@ def test_ema_moves_parameters_and_copies_buffers() -> None:
         assert torch.allclose(slow, 0.9 * old + 0.1 * fast, rtol=0, atol=1e-14)
     assert all(map(torch.equal, average.buffers(), module.buffers()))
     assert int(average[0].num_batches_tracked) == 1
+
+
+def test_half_life_decides_the_momentum_whatever_the_steps() -> None:
+    for steps in (9, 97):
+        assert ema_momentum(0.5, 0.7, steps) ** (0.7 * steps) == pytest.approx(0.5)
+    assert ema_momentum(0.999, None, 9) == 0.999
+
+
+def test_queue_holds_whole_steps_of_at_most_half_the_images() -> None:
+    assert queue_length(4096, 1167, 128) == 512
+    assert queue_length(300, 1167, 128) == 256
+    assert queue_length(65536, 1_281_167, 256) == 65536
+    assert queue_length(4096, 150, 128) == 128
+
+
+def test_keys_take_the_oldest_rows_and_wrap_around() -> None:
+    queue, pointer = torch.zeros(6, 2, dtype=torch.float64), torch.zeros((), dtype=torch.long)
+    expected: list[list[float]] = [[0.0, 0.0]] * 6
+    for step in range(5):
+        keys = torch.randn(4, 2, dtype=torch.float64)
+        enqueue(queue, pointer, keys)
+        for row, key in enumerate(keys.tolist()):
+            expected[(4 * step + row) % 6] = key
+        assert queue.tolist() == expected
+        assert int(pointer) == 4 * (step + 1) % 6
+
+
+def test_groups_that_the_processes_cannot_share_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe decides the groups, whatever the number of processes: a run id has one result."""
+    monkeypatch.setattr(layers, "world_size", lambda: 2)
+    assert groups_per_process(8) == 4
+    with pytest.raises(Unsupported, match="1 BatchNorm groups do not divide among 2 processes"):
+        groups_per_process(1)
 
 
 def test_split_norm_equals_the_parts_apart() -> None:
