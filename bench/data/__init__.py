@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.data import digits, fashion_mnist, imagefolder, npz, resize
+from bench.data import digits, fashion_mnist, imagefolder, npz, resize, scenes
 from bench.data.arrays import load_array, materialise
 from bench.data.source import MAX_CLASSES, Part, Request, Source
 from bench.data.splits import Split, duplicates, split
@@ -42,6 +42,8 @@ NAMED: dict[str, Callable[[Request], Source]] = {
     "fashion-mnist": fashion_mnist.read,
     "fashion-mnist-20k": partial(fashion_mnist.read, train_images=20_000),
     "fashion-mnist-10k": partial(fashion_mnist.read, train_images=10_000),
+    "scenes": partial(scenes.read, recipe=scenes.SCENES),
+    "scenes-128": partial(scenes.read, recipe=scenes.SCENES_128),
 }
 KINDS: dict[str, Callable[[Request], Source]] = {
     "imagefolder": imagefolder.read,
@@ -66,6 +68,9 @@ class Dataset:
             and all choices depend on. It is the same whether or not the test split was read.
         skipped: "split/class/file: reason" for each image that was left out.
         test_sha256: over images and labels of test; empty when the test split was not read.
+        extras: what else is known of the images, by name and split, arrays of N rows; for
+            evaluations alone, and in no hash. Only composed data sets have any.
+        extra_names: what an extra's numbers mean, for those that number something.
     """
 
     name: str
@@ -77,6 +82,8 @@ class Dataset:
     sha256: str
     skipped: tuple[str, ...] = ()
     test_sha256: str = ""
+    extras: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    extra_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load(
@@ -133,7 +140,18 @@ def load(
         sha256=digest({"class_names": source.class_names, "splits": hashes}),
         skipped=tuple(line for part in parts.values() for line in part.skipped),
         test_sha256=test_sha256,
+        extras=_extras(parts),
+        extra_names=dict(source.extra_names),
     )
+
+
+def _extras(parts: dict[str, Part]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the splits' extras by name, then by split."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, part in parts.items():
+        for name, values in part.extras.items():
+            found.setdefault(name, {})[key] = values
+    return found
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:

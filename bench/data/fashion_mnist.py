@@ -135,13 +135,36 @@ def _download(folder: Path) -> None:
         ) from error
 
 
-def _part(folder: Path, split: str) -> Part:
-    paths = []
+def paths(cache_dir: Path, split: str) -> list[Path]:
+    """Return the two files of a split, images and labels, without opening them.
+
+    Raises:
+        UserError: the named folder lacks a file, or the download failed.
+    """
+    return _paths(_folder(cache_dir), split)
+
+
+def read_split(cache_dir: Path, split: str) -> Part:
+    """Return one split, for data sets that are made of it.
+
+    Raises:
+        UserError: as `paths`, or a file is damaged.
+    """
+    return _part(_folder(cache_dir), split)
+
+
+def _paths(folder: Path, split: str) -> list[Path]:
+    found = []
     for name in FILES[split]:
         path = _find(folder, name)
         if path is None:
             raise UserError(f"{str(folder / name)!r} (.gz or not) is gone; put it back")
-        paths.append(path)
+        found.append(path)
+    return found
+
+
+def _part(folder: Path, split: str) -> Part:
+    paths = _paths(folder, split)
     images, labels = read_idx(paths[0], axes=3), read_idx(paths[1], axes=1)
     if len(images) != len(labels):
         raise UserError(

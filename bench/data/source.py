@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Part:
-    """One split: uint8 images (N, C, H, W), integer labels (N,) or None, what was skipped."""
+    """One split: uint8 images (N, C, H, W), integer labels (N,) or None, what was skipped, extras.
+
+    `extras` is what else is known of each image, arrays of N rows by name. It is for evaluations
+    alone: neither pretraining nor the data's sha256 sees it.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
     skipped: tuple[str, ...] = ()
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,12 @@ class Source:
         class_names: one per class, in the order of the labels.
         licence: licence of the images.
         source: where the images come from.
+        extra_names: what the values of an extra mean, for those that number something: "background"
+            numbers photographs.
     """
 
     splits: Mapping[str, Callable[[], Part]]
     class_names: tuple[str, ...]
     licence: str
     source: str
+    extra_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
