@@ -1,0 +1,169 @@
+"""A contrast of cells, its 95 % interval, and how many seeds would decide it.
+
+As on the boards (`bench.statistics`), a difference errs by the seeds that were drawn and by the
+test images that were drawn. Here it is in the metric's own unit, since a contrast may be of more
+than two cells, or of a difference inside a run. A page draws its rows' variances towards a common
+one; two to four cells are too few for that (simulated: five seeds, deviations 1 and 10, 91.8 % of
+intervals of nominal 95 % cover), so each cell has its own, with Welch and Satterthwaite's degrees
+of freedom. Runs of two cells that share a seed share no more than the validation split, so cells
+are not paired by seed; what is measured on one and the same run is one value of that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from bench.statistics import LEVEL, MOST_DF
+
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One side: a value per seed, and where it is a mean over test images, that of each image.
+
+    Attributes:
+        values: (n,) one per seed, in the contrast's unit.
+        images: (N,) the mean over seeds of each image's value in the same unit, or None.
+        weight: of the cell's mean in the contrast.
+    """
+
+    values: np.ndarray
+    images: np.ndarray | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A contrast and its 95 % interval.
+
+    Attributes:
+        n: seeds of the smallest cell; with 1 the seeds' share of the error is unknown, taken as 0.
+        seed_variance: sum of weight^2 s^2 over cells; divided by n it is the seeds' share of the
+            squared error. image_variance: the images' share, which more seeds do not lower.
+        df: degrees of freedom. measure: difference, ratio or relative; the variances of the latter
+            two are of logarithms.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    df: float
+    seed_variance: float
+    image_variance: float
+    measure: str = "difference"
+
+
+def estimate(cells: Sequence[Cell], measure: str = "difference") -> Estimate:
+    """Return the weighted sum of the cells' means; or, of two cells, their ratio.
+
+    Args:
+        measure: "difference"; "ratio": the cell of weight above 0 over the other, by logarithms;
+            "relative": 100 * (ratio - 1).
+
+    Raises:
+        ValueError: no cell, an empty one, or a ratio of values that are not above 0.
+    """
+    if not cells or any(len(cell.values) == 0 for cell in cells):
+        raise ValueError("a contrast needs cells with a value each")
+    if measure != "difference":
+        cells = [_logarithms(cell) for cell in cells]
+    n = min(len(cell.values) for cell in cells)
+    value = sum(cell.weight * float(cell.values.mean()) for cell in cells)
+    shares, df = _seed_shares(cells)
+    images, num_images = _image_variance(cells)
+    square = sum(shares) + images
+    loss = (sum(shares) ** 2 / df if df else 0.0) + images**2 / max(num_images - 1, 1)
+    freedom = min(max(square**2 / loss, 1.0), MOST_DF) if loss > 0 else MOST_DF
+    reach = float(stdtrit(freedom, 1 - LEVEL / 2)) * square**0.5
+    shown = _shown(measure)
+    return Estimate(
+        value=shown(value),
+        low=shown(value - reach),
+        high=shown(value + reach),
+        n=n,
+        df=freedom,
+        seed_variance=sum(shares) * n,
+        image_variance=images,
+        measure=measure,
+    )
+
+
+def _logarithms(cell: Cell) -> Cell:
+    if not (cell.values > 0).all():
+        raise ValueError(f"a ratio needs values above 0, got {cell.values.min()!r}")
+    return Cell(np.log(cell.values), None, float(np.sign(cell.weight)))
+
+
+def _shown(measure: str) -> Callable[[float], float]:
+    """Return how the number on the scale of the errors is shown."""
+    if measure == "ratio":
+        return lambda value: float(np.exp(value))
+    if measure == "relative":
+        return lambda value: 100 * float(np.expm1(value))
+    return float
+
+
+def _seed_shares(cells: Sequence[Cell]) -> tuple[list[float], float]:
+    """Return each cell's weight^2 s^2 / n, and their sum's degrees of freedom."""
+    sizes = [len(cell.values) for cell in cells]
+    shares = [
+        cell.weight**2 * float(cell.values.var(ddof=1)) / size if size > 1 else 0.0
+        for cell, size in zip(cells, sizes, strict=True)
+    ]
+    return shares, satterthwaite(shares, [float(size - 1) for size in sizes])
+
+
+def satterthwaite(shares: Sequence[float], degrees: Sequence[float]) -> float:
+    """Return the degrees of freedom of a sum of independent variances; 0 if all are 0."""
+    loss = sum(s**2 / d for s, d in zip(shares, degrees, strict=True) if s > 0 and d > 0)
+    return sum(shares) ** 2 / loss if loss > 0 else 0.0
+
+
+def _image_variance(cells: Sequence[Cell]) -> tuple[float, int]:
+    """Return the squared error that the draw of test images adds, and the number of images.
+
+    Cells judged on equally many images are judged on the same ones: differences are per image.
+    """
+    sums: dict[int, np.ndarray] = {}
+    for cell in cells:
+        if cell.images is not None:
+            size = len(cell.images)
+            sums[size] = sums.get(size, np.zeros(size)) + cell.weight * cell.images
+    spread = [float(total.var(ddof=1)) / size for size, total in sums.items() if size > 1]
+    return sum(spread), min(sums, default=0)
+
+
+def seeds_until(
+    found: Estimate, decided: Callable[[float, float, float], bool], *, most: int = MOST_SEEDS
+) -> int | None:
+    """Return how many seeds per cell would decide, were the estimate and the variance to stay.
+
+    Args:
+        decided: of (value, low, high), whether such an interval decides.
+
+    Returns:
+        A number above the seeds at hand and at most `most`, or None: the test images alone leave
+        it open, or it takes more.
+    """
+    per_seed = found.df / max(found.n - 1, 1)  # degrees of freedom that each further seed brings
+    center, shown = _unshown(found), _shown(found.measure)
+    for n in range(found.n + 1, most + 1):
+        square = found.seed_variance / n + found.image_variance
+        reach = float(stdtrit(max(per_seed * (n - 1), 1.0), 1 - LEVEL / 2)) * square**0.5
+        if decided(found.value, shown(center - reach), shown(center + reach)):
+            return n
+    return None
+
+
+def _unshown(found: Estimate) -> float:
+    if found.measure == "ratio":
+        return float(np.log(found.value))
+    if found.measure == "relative":
+        return float(np.log1p(found.value / 100))
+    return found.value
