@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from bench.commands import boards, evaluating, methods, running, tuning
+from bench.commands import boards, evaluating, methods, reproducing, running, tuning
 from bench.errors import UnknownName, UserError
 from bench.exits import INTERRUPTED, OK, USAGE
 
@@ -78,6 +78,7 @@ COMMANDS = (
     evaluating.eval_,
     boards.leaderboard,
     boards.publish,
+    reproducing.reproduce,
     boards.doctor,
 )
 for command in COMMANDS:

@@ -26,6 +26,7 @@ COMMANDS = {
     "list",
     "plan",
     "publish",
+    "reproduce",
     "run",
     "tune",
     "worker",
