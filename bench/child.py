@@ -66,7 +66,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     plugin = manager.load(orders["plugin"])
     card = plugin.call("describe")
     config = cards.config_object(card, spec["config"])
-    images, labels, meta = _arrays(Path(orders["arrays"]), card.uses_labels, data)
+    images, labels, meta = data.pretraining(orders["arrays"], card.uses_labels)
     trainer: Trainer | None = None
 
     def examine(step: int) -> None:
@@ -136,12 +136,6 @@ def _join(folder: Path, rank: int, world: int, device: str) -> None:
     backend = "nccl" if device == "cuda" else "gloo"
     method = "env://" if "MASTER_ADDR" in os.environ else f"file://{folder / 'tmp' / 'rendezvous'}"
     dist.init_process_group(backend, init_method=method, rank=rank, world_size=world)
-
-
-def _arrays(folder: Path, uses_labels: bool, data: Any) -> tuple[Any, Any, dict[str, Any]]:
-    meta = json.loads((folder / "meta.json").read_text())
-    labels = data.arrays.load_array(folder, labels=True) if uses_labels else None
-    return data.arrays.load_array(folder, labels=False), labels, meta
 
 
 def _device(name: str, rank: int) -> str:

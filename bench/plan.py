@@ -234,8 +234,11 @@ def _run(
 ) -> RunSpec:
     card, facts, split = method["card"], data["facts"], _split(data, seed)
     trains = name != RAW_PIXELS
-    num_images = min(split["train"], track.data["limit"] or split["train"])
-    limited = {"limit": num_images} if num_images < split["train"] else {}
+    # Methods without labels pretrain on the unlabeled split where there is one; the others take as
+    # many steps.
+    most = facts["sizes"].get("unlabeled", split["train"])
+    num_images = min(most, track.data["limit"] or most)
+    limited = {"limit": num_images} if num_images < most else {}
     steps = total_steps(track.budget, num_images, track.batch_size)
     spec = {
         "schema": SCHEMA,

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from bench import confine
 from bench.errors import UserError
 
-SECONDS = 600.0
+SECONDS = 600.0  # without a word; who downloads or decodes speaks every ten
 
 
 def fork_server() -> multiprocessing.context.ForkServerContext:
@@ -78,9 +79,13 @@ def _ask(asked: dict[str, Any]) -> dict[str, Any]:
     process.start()
     send.close()
     try:
-        if not receive.poll(SECONDS):
-            raise UserError(f"describing {subject} took over {SECONDS:g} s; it was stopped")
-        answer = receive.recv()
+        while True:
+            if not receive.poll(SECONDS):
+                raise UserError(f"describing {subject} took over {SECONDS:g} s; it was stopped")
+            answer = receive.recv()
+            if "said" not in answer:
+                break
+            print(answer["said"], file=sys.stderr, flush=True)  # a download goes on
     except EOFError:
         process.join()
         raise UserError(
@@ -109,7 +114,8 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
     try:
         methods = {name: _method(name, asked) for name in asked["names"]}
         protocols = _protocols(asked["evaluations"], asked["headline"])
-        send.send({"methods": methods, "data": _data(asked), "protocols": protocols})
+        data = _data(asked, lambda line: send.send({"said": line}))
+        send.send({"methods": methods, "data": data, "protocols": protocols})
     except UserError as error:
         send.send({"refused": str(error)})
 
@@ -166,7 +172,7 @@ def _protocols(asked: dict[str, dict[str, Any]], headline: str) -> list[dict[str
     ]
 
 
-def _data(asked: dict[str, Any]) -> dict[str, Any] | None:
+def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
     from bench import backbones, data
 
     if asked["data"] is None:
@@ -179,6 +185,7 @@ def _data(asked: dict[str, Any]) -> dict[str, Any] | None:
         image_size=wanted["image_size"],
         test=wanted.get("test", False),
         on_bad_image=wanted.get("on_bad_image", "error"),
+        say=say,
     )
     splits = {}
     for seed in asked["seeds"]:

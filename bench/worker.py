@@ -193,8 +193,12 @@ def _write_arrays(orders: dict[str, Any]) -> None:
         on_bad_image=orders["on_bad_image"],
     )
     split = data.split(dataset, spec["seed"])
-    limited = dataclasses.replace(split, train=split.train[: spec["data"].get("limit")])
-    arrays.materialise(dataset, limited, orders["arrays"])
+    limit = spec["data"].get("limit")
+    split = dataclasses.replace(split, train=split.train[:limit])
+    if "unlabeled" in dataset.images:
+        unlabeled = {"unlabeled": dataset.images["unlabeled"][:limit]}
+        dataset = dataclasses.replace(dataset, images=dataset.images | unlabeled)
+    arrays.materialise(dataset, split, orders["arrays"])
 
 
 def _key(orders: dict[str, Any]) -> list[Any]:

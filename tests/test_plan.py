@@ -46,7 +46,7 @@ def method(**changes: Any) -> dict[str, Any]:
 
 
 def data(train: int = 1168, **facts: Any) -> dict[str, Any]:
-    known = {"name": "digits", "sha256": "da7a", "test_sha256": "7e57"} | facts
+    known = {"name": "digits", "sha256": "da7a", "test_sha256": "7e57", "sizes": {}} | facts
     splits = {str(s): {"sha256": f"split{s % 5}", "train": train, "val": 129} for s in range(10)}
     return {"facts": known, "splits": splits}
 
@@ -396,3 +396,18 @@ def test_settings_of_methods_that_do_not_run_and_double_settings_are_refused():
         plan.parse_settings(["mien.a=1"], ["mine"])
     with pytest.raises(UserError, match=r"gives mine\.a twice"):
         plan.parse_settings(["mine.a=1", "mine.a=2"], ["mine"])
+
+
+def test_epochs_and_limit_count_the_unlabeled_images_where_there_are_any():
+    """Methods with labels see fewer images and take as many steps."""
+    unlabeled = data(sizes={"unlabeled": 12_800})
+    for uses_labels in (False, True):
+        changed = method()
+        changed["card"]["uses_labels"] = uses_labels
+        (run,) = runs(data=unlabeled, methods={"mine": changed})
+        assert run.spec["budget"]["steps"] == 24 * 100
+        assert "limit" not in run.spec["data"]
+    chosen = plan.override(plan.load_track("digits"), limit=1_280)
+    (limited,) = runs(chosen, data=unlabeled)
+    assert limited.spec["budget"]["steps"] == 24 * 10
+    assert limited.spec["data"]["limit"] == 1_280

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from bench.data import digits, fashion_mnist, imagefolder, npz, resize, scenes
-from bench.data.arrays import load_array, materialise
+from bench.data import cifar, digits, fashion_mnist, imagefolder, npz, resize, scenes, stl10
+from bench.data.arrays import load_array, materialise, pretraining
 from bench.data.source import MAX_CLASSES, Part, Request, Source
 from bench.data.splits import Split, duplicates, split
 from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
 
 __all__ = [
+    "ARCHIVES",
     "KINDS",
     "NAMED",
     "Dataset",
@@ -34,21 +35,26 @@ __all__ = [
     "load",
     "load_array",
     "materialise",
+    "pretraining",
     "split",
 ]
 
 NAMED: dict[str, Callable[[Request], Source]] = {
+    "cifar10": cifar.read_cifar10,
+    "cifar100": cifar.read_cifar100,
     "digits": digits.read,
     "fashion-mnist": fashion_mnist.read,
     "fashion-mnist-20k": partial(fashion_mnist.read, train_images=20_000),
     "fashion-mnist-10k": partial(fashion_mnist.read, train_images=10_000),
     "scenes": partial(scenes.read, recipe=scenes.SCENES),
     "scenes-128": partial(scenes.read, recipe=scenes.SCENES_128),
+    "stl10": stl10.read,
 }
 KINDS: dict[str, Callable[[Request], Source]] = {
     "imagefolder": imagefolder.read,
     "npz": npz.read,
 }
+ARCHIVES = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100, "stl10": stl10.STL10}
 MAX_IMAGE_SIZE = 4096  # pixels a side; more is a slip, and would fill the memory
 HASHED_BYTES = 64 * 2**20  # of an array that may lie on disk, read at a time
 
@@ -93,6 +99,7 @@ def load(
     test: bool = True,
     on_bad_image: str = "error",
     cache_dir: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Return a data set with square images, resized with antialiasing.
 
@@ -104,6 +111,7 @@ def load(
             `Dataset.skipped`.
         cache_dir: for downloads and decoded images; by default the environment's BENCH_CACHE, else
             ~/.cache/pretrain-bench.
+        say: takes a line every ten seconds while images are downloaded or decoded.
 
     Raises:
         UnknownName: no data set or kind has this name.
@@ -119,7 +127,7 @@ def load(
         cache_dir = os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench"
     parts: dict[str, Part] = {}
     try:
-        source = _source(name, image_size, on_bad_image, Path(cache_dir).expanduser())
+        source = _source(name, image_size, on_bad_image, Path(cache_dir).expanduser(), say)
         for key, read in source.splits.items():
             if key != "test" or test:
                 parts[key] = read()
@@ -175,9 +183,11 @@ def facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _source(name: str, image_size: int, on_bad_image: str, cache_dir: Path) -> Source:
+def _source(
+    name: str, image_size: int, on_bad_image: str, cache_dir: Path, say: Callable[[str], None]
+) -> Source:
     kind, colon, path = name.partition(":")
-    request = Request(name, path, image_size, on_bad_image, cache_dir)
+    request = Request(name, path, image_size, on_bad_image, cache_dir, say)
     if not colon:
         if kind in KINDS:
             raise UserError(f"data set {name!r} lacks its path; write {kind}:PATH")

@@ -80,6 +80,26 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
     return complete_folder(Path(folder), is_complete, write)
 
 
+def pretraining(
+    folder: str | Path, uses_labels: bool
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+    """Return what a method pretrains on: images, their labels if it `uses_labels`, and the meta.
+
+    With labels these are the labelled images; without, the unlabeled ones where there are any, else
+    the labelled ones without their labels. Nothing of the rest is opened.
+
+    Raises:
+        UserError: a file of the folder is missing or damaged.
+    """
+    meta = read_meta(Path(folder))
+    if meta is None:
+        raise UserError(f"{str(folder)!r} has no meta.json; remove the folder, it is written anew")
+    images, labelled = load_array(folder), meta["num_labeled"]
+    if uses_labels:
+        return images[:labelled], load_array(folder, labels=True)[:labelled], meta
+    return images[labelled if labelled < meta["num_images"] else 0 :], None, meta
+
+
 def load_array(folder: str | Path, labels: bool = False) -> np.ndarray:
     """Return the images that `materialise` wrote, or their labels, mapped from disk and read-only.
 

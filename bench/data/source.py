@@ -22,6 +22,7 @@ class Request:
             the images of all others are resized after reading.
         on_bad_image: "error" or "skip".
         cache_dir: folder for downloads and decoded images.
+        say: takes a line on how far a download or decoding is.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Request:
     image_size: int
     on_bad_image: str
     cache_dir: Path
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,40 @@ def test_unlabeled_images_follow_with_label_minus_one(make_dataset, tmp_path: Pa
     assert data.load_array(folder, labels=True)[36:].tolist() == [-1] * 7
 
 
+def test_methods_without_labels_pretrain_on_the_unlabeled_images(
+    make_dataset, tmp_path: Path
+) -> None:
+    dataset = make_dataset(LABELS, unlabeled=7)
+    split = data.split(dataset, 0)
+    folder = data.materialise(dataset, split, tmp_path / "key")
+
+    images, labels, meta = data.pretraining(folder, uses_labels=False)
+    assert np.array_equal(images, dataset.images["unlabeled"])
+    assert labels is None
+    assert meta["num_classes"] == 2
+
+    images, labels, _ = data.pretraining(folder, uses_labels=True)
+    assert np.array_equal(images, dataset.images["train"][split.train])
+    assert np.array_equal(labels, dataset.labels["train"][split.train])
+
+
+def test_without_an_unlabeled_split_all_methods_pretrain_on_the_same(
+    make_dataset, tmp_path: Path
+) -> None:
+    dataset = make_dataset(LABELS)
+    folder = data.materialise(dataset, data.split(dataset, 0), tmp_path / "key")
+
+    with_labels, _, _ = data.pretraining(folder, uses_labels=True)
+    without, labels, _ = data.pretraining(folder, uses_labels=False)
+
+    assert np.array_equal(without, with_labels)
+    assert len(without) == 36
+    assert labels is None
+    (folder / "meta.json").unlink()
+    with pytest.raises(UserError, match=r"has no meta\.json"):
+        data.pretraining(folder, uses_labels=False)
+
+
 def test_gathering_in_small_parts_writes_the_same(make_dataset, tmp_path, monkeypatch) -> None:
     dataset = make_dataset(LABELS, unlabeled=7)
     split = data.split(dataset, 0)

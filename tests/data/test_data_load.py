@@ -119,9 +119,9 @@ KIND_NAMES = [f"{kind}:PATH" for kind in data.KINDS]
         ("digts", "did you mean digits"),
         ("fashion_mnist", "did you mean fashion-mnist"),
         ("zzz", f"known: {', '.join(sorted([*data.NAMED, *KIND_NAMES]))}"),
-        ("", "known: digits"),
+        ("", "known: cifar10"),
         ("imagefoldr:/tmp", "did you mean imagefolder"),
-        ("a\nb", "known: digits"),
+        ("a\nb", "known: cifar10"),
     ],
 )
 def test_unknown_names_are_answered_with_the_nearest(name: str, said: str) -> None:
