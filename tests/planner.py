@@ -17,7 +17,8 @@ from bench import runner
 
 def carry_out(asked: dict) -> None:
     """Plan and run, and say what happened."""
-    options = runner.Options(Path(asked["runs_dir"]), **asked["options"])
+    runs_dir = Path(asked["runs_dir"])
+    options = runner.Options(runs_dir, leaderboards_dir=runs_dir, **asked["options"])
     runs = specs(asked["plugins"], Path(asked["data_dir"]), steps=asked["steps"])
     status = runner.carry_out(
         runs,

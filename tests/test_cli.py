@@ -380,7 +380,7 @@ def test_when_no_requested_plugin_loads_the_exit_status_is_3(capsys, plugins, ar
 def test_a_run_goes_from_plugins_to_a_board_and_is_not_repeated(capsys, plugins, archive, tmp_path):
     runs = tmp_path / "runs"
     args = ["--dataset", archive, "--image-size", "16", "--epochs", "1", "--batch-size", "16"]
-    args += ["--seeds", "1", "--runs-dir", str(runs)]
+    args += ["--seeds", "1", "--runs-dir", str(runs), "--leaderboards-dir", str(tmp_path)]
     good = ["run", "--plugins", plugins["mine"], *args]
 
     status, out, err = call(capsys, *good)

@@ -31,7 +31,7 @@ def main(folder: Path) -> int:
     )
     methods = {plan.RAW_PIXELS: plan.RAW_PIXELS_METHOD} | answer["methods"]
     specs = plan.plan(track, methods, answer["data"], seeds=[0])
-    options = runner.Options(folder / "runs", jobs=2, timeout=100)
+    options = runner.Options(folder / "runs", jobs=2, timeout=100, leaderboards_dir=folder)
     status = runner.carry_out(
         specs, options, finished=lambda *ended: None, watching=lambda *seen: None
     )

@@ -100,7 +100,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, results.Result]
     """A contrastive run of some steps: its folder and its result."""
     folder = tmp_path_factory.mktemp("heads")
     (spec,) = small_runs.specs(["simclr"], folder, steps=4)
-    options = runner.Options(folder / "runs")
+    options = runner.Options(folder / "runs", leaderboards_dir=folder)
     place = runner.lay_out(spec, options)
     process = fork_server().Process(target=worker.entry, args=(str(place),))
     process.start()

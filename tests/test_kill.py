@@ -31,7 +31,7 @@ def lay_out(name: str, folder: Path) -> Path:
     found = small_runs.specs([name], folder, steps=STEPS, backbone="test_resnet", args="")
     if not found:
         pytest.skip(f"{name} cannot be loaded")
-    options = runner.Options(folder / "whole", checkpoint_seconds=0.0)
+    options = runner.Options(folder / "whole", checkpoint_seconds=0.0, leaderboards_dir=folder)
     run = runner.lay_out(found[0], options)
     worker._write_arrays(worker.read_orders(run))
     return run

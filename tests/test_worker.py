@@ -220,7 +220,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunSpec, s
 
 
 def start(spec: RunSpec, runs_dir: Path) -> tuple[Path, Any]:
-    place = runner.lay_out(spec, runner.Options(runs_dir))
+    place = runner.lay_out(spec, runner.Options(runs_dir, leaderboards_dir=runs_dir))
     process = fork_server().Process(target=worker.entry, args=(str(place),))
     process.start()
     return place, process
@@ -267,7 +267,7 @@ def test_second_worker_on_a_folder_is_refused(
     with pytest.raises(UserError, match="is being worked on by another process"):
         runner.carry_out(
             [spec],
-            runner.Options(tmp_path, force=True),
+            runner.Options(tmp_path, force=True, leaderboards_dir=tmp_path),
             finished=lambda spec, result, skipped: None,
             watching=lambda active, waiting: None,
         )
