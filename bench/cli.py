@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 import click
 
-from bench.commands import boards, evaluating, methods, reproducing, running, tuning
+from bench.commands import (
+    boards,
+    evaluating,
+    methods,
+    plugins_writing,
+    reproducing,
+    running,
+    tuning,
+)
 from bench.errors import UnknownName, UserError
 from bench.exits import INTERRUPTED, OK, USAGE
 
@@ -75,6 +83,7 @@ COMMANDS = (
     methods.list_,
     methods.info,
     methods.check,
+    plugins_writing.new_plugin,
     evaluating.eval_,
     boards.leaderboard,
     boards.publish,

@@ -63,7 +63,7 @@ class Installed:
         if self.duplicate:
             owners = " and ".join(self.claimants)
             return f"the name {self.name!r} is claimed by {owners}; uninstall all but one"
-        fault = _name_fault(self.name)
+        fault = name_fault(self.name)
         return f"{self.claimants[0]} registers the name {self.name!r}: {fault}" if fault else ""
 
 
@@ -198,7 +198,7 @@ def find(name_or_path: str) -> Installed | Path:
         raise UserError(
             f"no plugin file {name_or_path!r}; expected the path of a Python file that ends in .py"
         )
-    if fault := _name_fault(path.stem):
+    if fault := name_fault(path.stem):
         raise UserError(f"plugin file {name_or_path!r}: {fault}; rename the file")
     if path.stem in known:
         owner = known[path.stem].claimants[0]
@@ -317,7 +317,8 @@ def _check_hooks(manager: pluggy.PluginManager, name: str) -> None:
         )
 
 
-def _name_fault(name: str) -> str:
+def name_fault(name: str) -> str:
+    """Return why no method can have this name, or an empty string."""
     if name in RESERVED:
         return f"{name!r} is reserved by bench"
     if _NAME.fullmatch(name):

@@ -24,6 +24,7 @@ COMMANDS = {
     "info",
     "leaderboard",
     "list",
+    "new-plugin",
     "plan",
     "publish",
     "reproduce",
