@@ -6,8 +6,9 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from bench.identity import digest
 
@@ -41,12 +42,20 @@ class Point:
     high: float
 
 
-def rows_sha256(points: Sequence[Point]) -> str:
+@dataclass(frozen=True)
+class Curve:
+    """One method's expected best validation score, in percent, after 1, 2, ... trials."""
+
+    label: str
+    scores: tuple[float, ...]
+
+
+def rows_sha256(points: Sequence[Point] | Sequence[Curve]) -> str:
     """Return the hash of what a picture shows, whatever the order of its rows."""
     return digest(sorted((asdict(point) for point in points), key=digest))
 
 
-def figure_is_current(svg: str, points: Sequence[Point]) -> bool:
+def figure_is_current(svg: str, points: Sequence[Point] | Sequence[Curve]) -> bool:
     """Return whether an SVG shows these rows; its drawing may be another matplotlib's."""
     found = re.search(rf"<!-- {ROWS_MARK} ([0-9a-f]{{64}}) -->", svg)
     return found is not None and found[1] == rows_sha256(points)
@@ -54,22 +63,59 @@ def figure_is_current(svg: str, points: Sequence[Point]) -> bool:
 
 def cost_svg(points: Sequence[Point], *, ylabel: str = "accuracy in percent") -> str:
     """Return the picture: training seconds on a logarithmic axis, accuracy with its interval."""
+    ordered = sorted(
+        points, key=lambda point: (-point.accuracy, point.label, digest(asdict(point)))
+    )
+
+    def draw(axes) -> None:
+        _draw(axes, ordered)
+        axes.set_xlabel("training time of a run in seconds")
+        axes.set_ylabel(_plain(ylabel), parse_math=False)
+
+    return _svg(draw, rows_sha256(points))
+
+
+def tuning_svg(curves: Sequence[Curve]) -> str:
+    """Return the picture of expected best validation scores against the number of trials."""
+    ordered = sorted(curves, key=lambda curve: (-curve.scores[-1], curve.label))
+
+    def draw(axes) -> None:
+        longest = max(len(curve.scores) for curve in ordered)
+        ends = [Point(c.label, "method", 1.0, c.scores[-1], 0.0, 0.0) for c in ordered]
+        for at, (curve, place) in enumerate(zip(ordered, _apart(ends), strict=True)):
+            color, style = _COLORS[at % len(_COLORS)], ("-", "--", ":")[at // len(_COLORS) % 3]
+            trials = range(1, len(curve.scores) + 1)
+            axes.plot(trials, curve.scores, style, color=color, linewidth=1.2, marker=".")
+            axes.annotate(
+                _plain(curve.label),
+                (len(curve.scores), place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center_baseline",
+                color=color,
+                parse_math=False,
+            )
+        axes.set_xlim(0.8, longest * 1.35)
+        axes.set_xticks(range(1, longest + 1))
+        axes.set_xlabel("trials")
+        axes.set_ylabel("expected best validation score in percent")
+
+    return _svg(draw, rows_sha256(curves))
+
+
+def _svg(draw: Callable[[Any], None], sha256: str) -> str:
+    """Return an SVG of one pair of axes that carries the hash of what it shows."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    ordered = sorted(
-        points, key=lambda point: (-point.accuracy, point.label, digest(asdict(point)))
-    )
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        _draw(axes, ordered)
-        axes.set_xlabel("training time of a run in seconds")
-        axes.set_ylabel(_plain(ylabel), parse_math=False)
+        draw(axes)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         axes.set_axisbelow(True)
         buffer = io.StringIO()
@@ -77,7 +123,7 @@ def cost_svg(points: Sequence[Point], *, ylabel: str = "accuracy in percent") ->
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     head, rest = buffer.getvalue().split("\n", 1)
-    return f"{head}\n<!-- {ROWS_MARK} {rows_sha256(points)} -->\n{rest}"
+    return f"{head}\n<!-- {ROWS_MARK} {sha256} -->\n{rest}"
 
 
 def _draw(axes, points: Sequence[Point]) -> None:

@@ -94,13 +94,15 @@ def outcomes(specs: Iterable[Any], options: Any) -> list[dict[str, Any]]:
     return found
 
 
-def report(runs_dir: Path) -> dict[str, Any]:
-    """Return all that `bench doctor` shows; `problems` lists what would stop a run."""
+def report(runs_dir: Path, leaderboards_dir: Path) -> dict[str, Any]:
+    """Return all that `bench doctor` shows; `problems` lists what would stop a run, and what is
+    wrong with the boards' ledger of test reads."""
     torch_facts = _torch_facts()
     loaded = methods(load=True)
     problems = [method["problem"] for method in loaded if method["problem"]]
     if "error" in torch_facts:
         problems.append(f"torch: {torch_facts['error']}")
+    problems += ledger_problems(leaderboards_dir)
     place = _nearest(runs_dir.absolute())
     if not os.access(place, os.W_OK):
         problems.append(f"runs folder {runs_dir}: {place} is not writable; choose --runs-dir")
@@ -115,6 +117,21 @@ def report(runs_dir: Path) -> dict[str, Any]:
         "data": _data(),
         "problems": problems,
     }
+
+
+def ledger_problems(leaderboards_dir: Path) -> list[str]:
+    """Return breaks of the ledger's chain, and published results that left no line in it."""
+    from bench import ledger, publish
+
+    file = leaderboards_dir / ledger.FILE
+    found = ledger.problems(file)
+    written = {line["run_id"] for line in ledger.read(file)}
+    for page in publish.read_pages(leaderboards_dir / "results"):
+        for result in page.results:
+            looked = any(entry.test_reads for entry in result.evaluations.values())
+            if looked and result.run_id not in written:
+                found.append(f"{page.track['id']}/{result.run_id}.json has no line in {file.name}")
+    return found
 
 
 def _version(name: str) -> str:

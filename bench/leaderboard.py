@@ -16,7 +16,10 @@ from urllib.parse import quote
 
 from bench import reproductions
 from bench.cells import decimals, join, numbers, plus_minus, table, text
-from bench.pages import is_stale, label, rows_table
+from bench.columns import Column
+from bench.ledger import MANY_READS, test_reads
+from bench.pages import is_stale, label, rows_table, tuning_section
+from bench.recipes import Recipe
 from bench.reproductions import Record
 from bench.results import Result
 from bench.rows import RANKED_SEEDS, Board, TableRow, build
@@ -35,6 +38,9 @@ def render_track(
     engine: int | None = None,
     figure: str = "",
     reproduced: Sequence[Record] = (),
+    ledger: Sequence[Mapping[str, Any]] = (),
+    recipes: Iterable[Recipe] = (),
+    tuning_figure: str = "",
 ) -> str:
     """Return a track's page.
 
@@ -45,6 +51,8 @@ def render_track(
         engine: today's `bench.ENGINE`.
         figure: the file name of the page's picture, if there is one.
         reproduced: the runs that were trained again, the latest last.
+        ledger: the lines of the ledger of test reads; without any, the page does not count them.
+        recipes: the track's tuned recipes; `tuning_figure`: the file name of their picture.
     """
     board = build(track, results, published, problems)
 
@@ -53,23 +61,32 @@ def render_track(
     def stale(row: TableRow) -> bool:
         return is_stale(row, current or {}, engine)
 
-    def rows(some: list[TableRow]) -> str:
-        return rows_table(board, some, stale=stale, reproduced=again)
-
+    lines = [] if board.headline is None or board.headline.validation else list(ledger)
+    reads = {row.key: test_reads(lines, row.first, track) for row in board.rows} if lines else {}
     main = [row for row in board.rows if row.section == "main"]
     blocks = [f"# {text(track.get('title') or track['id'])}", *_opening(track, board)]
-    blocks.append(rows(main) if main else "No results yet.")
+
+    def table_of(shown: Sequence[TableRow]) -> str:
+        return rows_table(board, shown, stale=stale, reads=reads, reproduced=again)
+
+    blocks.append(table_of(main) if main else "No results yet.")
     if main:
         blocks.append(_legend(board, dated=any(row.key in again for row in board.rows)))
     if figure:
         blocks.append(f"![Accuracy against training time]({quote(figure)})")
+    if tuning_figure:
+        blocks += ["## Tuning", *tuning_section(board, recipes, tuning_figure)]
     variants = [row for row in board.rows if row.section == "variant"]
     if variants:
-        blocks += ["## Variants", "Runs with `--set`; not ranked.", rows(variants)]
+        blocks += [
+            "## Variants",
+            "Runs with `--set`; not ranked.",
+            table_of(variants),
+        ]
     external = [row for row in board.rows if row.section == "external"]
     if external:
         said = "Checkpoints from elsewhere; their training data is unknown. Not ranked."
-        blocks += ["## External", said, rows(external)]
+        blocks += ["## External", said, table_of(external)]
     notes = _footnotes(track, board, stale)
     if notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in notes)]
@@ -83,7 +100,7 @@ def _opening(track: Track, board: Board) -> list[str]:
     blocks = []
     if board.headline is not None and board.headline.validation:
         blocks.append("**Validation scores: the test split was not opened. Not ranked.**")
-    elif track.get("smoke"):
+    elif track.get("smoke") or board.check.failed:
         blocks.append("**Smoke track: not for ranking.**")
     elif not board.ranks_shown and board.rows:
         blocks.append(f"**Too few seeds to rank:** a ranking needs {RANKED_SEEDS}.")
@@ -100,7 +117,17 @@ def _opening(track: Track, board: Board) -> list[str]:
     if facts:
         line = join(facts)
         blocks.append(line[0].upper() + line[1:])
+    if board.rows and board.headline is not None:
+        blocks.append(_track_check(board, board.headline))
     return blocks
+
+
+def _track_check(board: Board, headline: Column) -> str:
+    """Return the three conditions under which a track may rank, and what was met."""
+    answers = {True: "yes", False: "**no**", None: "not known"}
+    said = [f"{c.asked}: {answers[c.holds]}, {text(c.met)}" for c in board.check.conditions]
+    asked = f"May this track rank, by “{text(headline.title)}”?"
+    return "\n".join([f"<sub>{asked}</sub>", "", *(f"- <sub>{line}</sub>" for line in said)])
 
 
 def _page_seeds(board: Board) -> list[int]:
@@ -113,7 +140,9 @@ def _legend(board: Board, *, dated: bool) -> str:
         "Accuracy in percent: mean ± 95 % interval over n seeds (of the images where n is 1), "
         "in brackets the stage that validation chose. *Italic*: floors and reference. "
         "Passes: encoder passes per source image with + without gradient. "
-        "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe."
+        "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe. "
+        f"Test reads: configurations of the method that were ever evaluated on this test split, "
+        f"bold above {MANY_READS}."
     )
     if board.ranks_shown and board.headline:
         said += (
@@ -294,7 +323,7 @@ def _best(board: Board, rows: Sequence[TableRow]) -> str:
 
 
 def _leaders(track: Track, board: Board, methods: Sequence[TableRow]) -> str:
-    if track.get("smoke"):
+    if track.get("smoke") or board.check.failed:
         return "smoke track: not for ranking"
     if not board.ranks_shown:
         return "too few seeds to rank" if methods else ""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics as summary
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 from bench.cells import join, numbers, paper, passes, plus_minus, short, table, text
 from bench.columns import Column
+from bench.ledger import MANY_READS
+from bench.recipes import Recipe
 from bench.rows import RANKED_SEEDS, Board, TableRow, may_rank
 
 
@@ -17,12 +20,14 @@ def rows_table(
     *,
     stale: Callable[[TableRow], bool],
     reproduced: Mapping[str, str] | None = None,
+    reads: Mapping[str, int] | None = None,
 ) -> str:
     """Return some of a board's rows as a table.
 
     Args:
         stale: says whose code is not today's.
         reproduced: row's key -> when a run of it was last trained again, and how that ended.
+        reads: row's key -> configurations of its method evaluated on the test split, if counted.
     """
     again = reproduced or {}
     dated = any(row.key in again for row in rows)
@@ -30,18 +35,56 @@ def rows_table(
     columns = [c for c in board.columns if any(c.entry(r) for row in rows for r in row.good)]
     headers = ["rank"] if ranked else []
     headers += ["method", "paper", *(text(column.title) for column in columns)]
-    headers += ["n", "tuning", "passes", "images/s", "GiB", "s/run"]
+    counted = ["test reads"] if reads else []
+    headers += ["n", "tuning", *counted, "passes", "images/s", "GiB", "s/run"]
     headers += [*(["last reproduced"] if dated else []), "status"]
     lines = []
     for row in rows:
         card = row.first.row
         line = [_rank(board, row)] if ranked else []
         line += [_name(row), paper(card.paper), *(_accuracy(board, row, c) for c in columns)]
-        line += [_count(row), text(card.tuning, longest=12), *_costs(row)]
+        line += [_count(row), text(card.tuning, longest=12)]
+        line += [_reads(reads.get(row.key, 0))] if reads else []
+        line += _costs(row)
         line += [again.get(row.key, "")] if dated else []
         lines.append([*line, _status(board, row, stale(row))])
-    aligned = "l" * (2 + ranked) + "r" * (len(columns) + 6) + "l" * (1 + dated)
+    aligned = "l" * (2 + ranked) + "r" * (len(columns) + 6 + len(counted)) + "l" * (1 + dated)
     return table(headers, lines, aligned)
+
+
+def _reads(count: int) -> str:
+    return f"**{count}**" if count > MANY_READS else str(count)
+
+
+def tuning_section(board: Board, recipes: Iterable[Recipe], figure: str) -> list[str]:
+    """Return what a page says of the trials behind its recipes."""
+    names = {row.first.method: label(row) for row in board.rows if row.section == "main"}
+    lines = []
+    for recipe in sorted(recipes, key=lambda recipe: recipe.method):
+        trial = recipe.trials[recipe.winner]
+        best = ", ".join(f"{key} {value}" for key, value in trial.changed.items())
+        own = recipe.trials[0].score
+        score = "" if trial.score is None else f"{trial.score:.1f}"
+        lines.append(
+            [
+                names.get(recipe.method, text(recipe.method)),
+                str(len(recipe.trials)),
+                "none" if own is None else f"{own:.1f}",
+                score,
+                str(recipe.winner),
+                text(best),
+                short(sum(trial.seconds for trial in recipe.trials)),
+            ]
+        )
+    headers = ["method", "trials", "own recipe", "best", "trial", "its values", "s in all"]
+    said = (
+        "Every method had the same number of full-budget trials on the same points of one Sobol "
+        "sequence, scored on validation with seeds that never report; trial 0 is its own recipe. "
+        "The figure shows the expected best validation score after 1, 2, ... trials (Dodge et al. "
+        "2019)."
+    )
+    picture = f"![Expected best validation score against trials]({quote(figure)})"
+    return [said, table(headers, lines, "lrrrrlr"), picture]
 
 
 def _rank(board: Board, row: TableRow) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import figures, leaderboard, reproductions
+from bench import figures, leaderboard, ledger, recipes
+from bench.beside import Beside
+from bench.beside import read as read_beside
 from bench.errors import UserError
 from bench.identity import run_id
-from bench.reproductions import Record
 from bench.results import (
     TERMINAL,
     TRACK_FILE,
@@ -90,7 +91,7 @@ def render_pages(
     published: Mapping[str, Iterable[Result]] | None = None,
     current: Mapping[str, str] | None = None,
     engine: int | None = None,
-    reproduced: Sequence[Record] = (),
+    beside: Beside,
 ) -> dict[str, str]:
     """Return file name -> text of index and pages, without their pictures."""
     files = {INDEX: leaderboard.render_index((page.track, page.results) for page in pages)}
@@ -104,14 +105,47 @@ def render_pages(
             current=current,
             engine=engine,
             figure=figure_name(name) if cost_points(page) else "",
-            reproduced=reproduced,
+            reproduced=beside.reproduced,
+            ledger=beside.ledger,
+            recipes=beside.recipes.get(name, ()),
+            tuning_figure=tuning_name(name) if tuning_curves(page, beside) else "",
         )
     return files
 
 
 def figure_name(track_id: str) -> str:
-    """Return the file name of a track's picture."""
+    """Return the file name of a track's picture of accuracy against cost."""
     return f"{track_id}.svg"
+
+
+def tuning_name(track_id: str) -> str:
+    """Return the file name of a track's picture of its trials."""
+    return f"{track_id}-tuning.svg"
+
+
+def tuning_curves(page: Page, beside: Beside) -> list[figures.Curve]:
+    """Return the expected best validation score of each of the page's methods that was tuned."""
+    titles = {result.method: result.row.title or result.method for result in page.results}
+    return [
+        figures.Curve(
+            label=titles[recipe.method],
+            scores=tuple(recipes.expected_best([trial.score for trial in recipe.trials])),
+        )
+        for recipe in beside.recipes.get(page.track["id"], ())
+        if recipe.method in titles
+    ]
+
+
+def pictures(
+    page: Page, beside: Beside
+) -> dict[str, tuple[Sequence[figures.Point | figures.Curve], Callable[[Any], str]]]:
+    """Return a page's pictures: file name -> what it shows, and what draws that."""
+    name = page.track["id"]
+    drawn = {
+        figure_name(name): (cost_points(page), figures.cost_svg),
+        tuning_name(name): (tuning_curves(page, beside), figures.tuning_svg),
+    }
+    return {name: shown for name, shown in drawn.items() if shown[0]}
 
 
 def cost_points(page: Page) -> list[figures.Point]:
@@ -142,38 +176,36 @@ def render_all(
     published: Mapping[str, Iterable[Result]] | None = None,
     current: Mapping[str, str] | None = None,
     engine: int | None = None,
+    beside: Beside | None = None,
 ) -> list[Path]:
     """Render a results folder's index, pages and pictures into a folder; return the files.
 
-    The folder's own record of reproductions, if there is one, is shown.
+    Args:
+        beside: what pages show besides results; by default what lies in `out_dir`.
     """
     pages = read_pages(Path(results_dir), tracks)
-    files = render_pages(
-        pages,
-        published=published,
-        current=current,
-        engine=engine,
-        reproduced=reproductions.read(Path(out_dir)),
-    )
-    return _write_boards(Path(out_dir), pages, files)
+    beside = read_beside(Path(out_dir)) if beside is None else beside
+    files = render_pages(pages, published=published, current=current, engine=engine, beside=beside)
+    return _write_boards(Path(out_dir), pages, files, beside)
 
 
-def _write_boards(out_dir: Path, pages: Sequence[Page], files: Mapping[str, str]) -> list[Path]:
+def _write_boards(
+    out_dir: Path, pages: Sequence[Page], files: Mapping[str, str], beside: Beside
+) -> list[Path]:
     """Write pages, and those pictures that show other rows than they should."""
     written = []
     for name, text in files.items():
         write_text(out_dir / name, text)
         written.append(out_dir / name)
     for page in pages:
-        points, path = cost_points(page), out_dir / figure_name(page.track["id"])
-        if points and not (path.is_file() and _is_current(path, points)):
-            write_text(path, figures.cost_svg(points))
-        if points:
-            written.append(path)
+        for name, (shown, draw) in pictures(page, beside).items():
+            if not ((out_dir / name).is_file() and _is_current(out_dir / name, shown)):
+                write_text(out_dir / name, draw(shown))
+            written.append(out_dir / name)
     return written
 
 
-def _is_current(path: Path, points: Sequence[figures.Point]) -> bool:
+def _is_current(path: Path, points: Sequence[figures.Point | figures.Curve]) -> bool:
     return figures.figure_is_current(path.read_text(encoding="utf-8", errors="replace"), points)
 
 
@@ -187,9 +219,10 @@ def check(
     """Return one line per way in which boards differ from what their results say."""
     folder = Path(leaderboards_dir)
     pages = read_pages(folder / "results", tracks)
-    reproduced = reproductions.read(folder)
-    files = render_pages(pages, current=current, engine=engine, reproduced=reproduced)
-    differences = [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
+    beside = read_beside(folder)
+    files = render_pages(pages, current=current, engine=engine, beside=beside)
+    differences = list(beside.problems)
+    differences += [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
     expected = set(files)
     for name, text in files.items():
         path = folder / name
@@ -198,14 +231,12 @@ def check(
         elif path.read_bytes() != text.encode():
             differences.append(f"{name}: differs from its results")
     for page in pages:
-        points, name = cost_points(page), figure_name(page.track["id"])
-        if not points:
-            continue
-        expected.add(name)
-        if not (folder / name).is_file():
-            differences.append(f"{name}: missing")
-        elif not _is_current(folder / name, points):
-            differences.append(f"{name}: shows other rows than its page")
+        for name, (shown, _) in pictures(page, beside).items():
+            expected.add(name)
+            if not (folder / name).is_file():
+                differences.append(f"{name}: missing")
+            elif not _is_current(folder / name, shown):
+                differences.append(f"{name}: shows other rows than its page")
     found = {path.name for kind in ("*.md", "*.svg") for path in folder.glob(kind)}
     differences += [f"{name}: has no results" for name in sorted(found - expected)]
     return differences
@@ -274,9 +305,13 @@ def publish(
         problems = [line for line in old.problems if not line.startswith(replaced)]
         after[name] = Page(page.track, list(merged.values()), problems)
     everything = [page for _, page in sorted(after.items())]
-    reproduced = reproductions.read(target)
-    files = render_pages(everything, current=current, engine=engine, reproduced=reproduced)
+    beside = read_beside(target)
+    late = _unwritten(beside, pages, new)
+    beside = replace(beside, ledger=[*beside.ledger, *late])
+    files = render_pages(everything, current=current, engine=engine, beside=beside)
     written = []
+    for line in late:
+        ledger.append(target / ledger.FILE, line)
     for page in pages:
         folder = target / "results" / page.track["id"]
         write_track(folder, page.track)
@@ -284,7 +319,28 @@ def publish(
         for result in new[page.track["id"]]:
             write(folder / f"{result.run_id}.json", result)
             written.append(folder / f"{result.run_id}.json")
-    return written + _write_boards(target, everything, files)
+    return written + _write_boards(target, everything, files, beside)
+
+
+def _unwritten(
+    beside: Beside, pages: Sequence[Page], new: Mapping[str, Sequence[Result]]
+) -> list[dict[str, Any]]:
+    """Return the ledger's lines of results that read a test split by another ledger, or none."""
+    written = {line["run_id"] for line in beside.ledger}
+    return [
+        ledger.of_run(
+            track=result.track,
+            spec=result.spec,
+            run_id=result.run_id,
+            code=result.code.model_dump(),
+            protocols=sorted(key for key, e in result.evaluations.items() if e.test_reads),
+            test_sha256=page.track.get("test_sha256", ""),
+        )
+        for page in pages
+        for result in new[page.track["id"]]
+        if result.run_id not in written
+        and any(entry.test_reads for entry in result.evaluations.values())
+    ]
 
 
 def _conflict(path: Path, result: Result, *, force: bool) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +123,24 @@ def find(folders: Iterable[Path], track: str, method: str) -> Recipe | None:
         if (file := path(folder, track, method)).is_file():
             return read(file)
     return None
+
+
+def expected_best(scores: Sequence[float | None]) -> list[float]:
+    """Return the expected best validation score after 1, 2, ... n trials, in percent.
+
+    Of n trials drawn with replacement from the observed ones (Dodge et al. 2019, Section 3.1,
+    Eq. 7): sum over the sorted scores v_i of v_i ((i / N)^n - ((i - 1) / N)^n). A trial without a
+    score counts as 0.
+    """
+    ordered = sorted(0.0 if score is None else score for score in scores)
+    total = len(ordered)
+    return [
+        sum(
+            value * ((rank / total) ** count - ((rank - 1) / total) ** count)
+            for rank, value in enumerate(ordered, start=1)
+        )
+        for count in range(1, total + 1)
+    ]
 
 
 def write(file: Path, recipe: Recipe) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bench import statistics
+from bench import statistics, trackcheck
 from bench.columns import Column, choose_columns, choose_headline
 from bench.errors import UserError
 from bench.results import Result, group, unpack_bits
+from bench.trackcheck import TrackCheck
 
 RANKED_SEEDS = 5  # a committed board's; fewer are shown and not ranked
 
@@ -81,6 +82,7 @@ class Board:
     cells: dict[tuple[str, Column], statistics.Cell]
     ranks_shown: bool
     trials: str
+    check: TrackCheck
     problems: list[str] = field(default_factory=list)
 
     def rank(self, row: TableRow, column: Column | None) -> tuple[int, int] | None:
@@ -135,11 +137,12 @@ def build(
     correct, damaged = _correct(rows, columns)
     rows = [row for row in rows if row.key not in damaged]
 
-    trials = str(track.get("trials", 0))
+    trials, check = str(track.get("trials", 0)), check_track(rows, headline)
     candidates = [row for row in rows if may_rank(row, trials)]
     validation = headline is not None and headline.validation
     ranks_shown = (
-        not track.get("smoke")
+        check.passed
+        and not track.get("smoke")
         and not validation
         and any(len(row.expected) >= RANKED_SEEDS for row in candidates)
     )
@@ -158,8 +161,28 @@ def build(
         cells=_cells(rows, columns, comparisons),
         ranks_shown=ranks_shown,
         trials=trials,
+        check=check,
         problems=sorted([*problems, *left_out, *old_left_out, *unasked, *damaged.values()]),
     )
+
+
+def check_track(rows: Sequence[TableRow], headline: Column | None) -> TrackCheck:
+    """Return whether a page's floors and reference let it rank."""
+    plain = [row for row in rows if row.section == "main" and row.good]
+    if headline is None or not plain:
+        return trackcheck.check({}, [], 0)
+    floors: dict[str, list[float]] = {}
+    references: list[list[float]] = []
+    for row in plain:
+        values = headline.values(row.good)
+        if row.is_floor and len(values) > len(floors.get(row.first.method, [])):
+            floors[row.first.method] = values
+        elif row.is_reference:
+            references.append(values)
+    images = max(headline.num_images(result) for row in plain for result in row.good)
+    still = {row.first.method for row in plain if row.first.row.origin == "floor"}
+    reference = max(references, key=len, default=[])
+    return trackcheck.check(floors, reference, images, untrained=still)
 
 
 def may_rank(row: TableRow, trials: str) -> bool:

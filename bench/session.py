@@ -254,6 +254,7 @@ def execute(session: Session, options: Options, *, say: Callable[[str], None], l
 
 def render(session: Session, options: Options) -> Path:
     """Render the working boards, published rows beside one's own; return the track's page."""
+    from bench import beside
     from bench.leaderboard import page_name
     from bench.publish import render_all
     from bench.results import read_all
@@ -263,7 +264,15 @@ def render(session: Session, options: Options) -> Path:
     if committed.is_dir() and not options.dev:
         published[session.track.id] = read_all(committed)[0]
     out = options.runs_dir / ("leaderboards-dev" if options.dev else "leaderboards")
-    render_all(options.results, out, published=published, current=current_code(), engine=ENGINE)
+    place = next((f for f in recipe_folders(options.leaderboards_dir) if f.is_dir()), None)
+    render_all(
+        options.results,
+        out,
+        published=published,
+        current=current_code(),
+        engine=ENGINE,
+        beside=beside.read(options.leaderboards_dir, recipes_folder=place),
+    )
     return out / page_name(session.track.id)
 
 

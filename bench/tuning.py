@@ -193,24 +193,6 @@ def conclude(
     )
 
 
-def expected_best(scores: Sequence[float | None]) -> list[float]:
-    """Return the expected best validation score after 1, 2, ... n trials, in percent.
-
-    Of n trials drawn with replacement from the observed ones (Dodge et al. 2019, Section 3.1,
-    Eq. 7): sum over the sorted scores v_i of v_i ((i / N)^n - ((i - 1) / N)^n). A trial without a
-    score counts as 0.
-    """
-    ordered = sorted(0.0 if score is None else score for score in scores)
-    total = len(ordered)
-    return [
-        sum(
-            value * ((rank / total) ** count - ((rank - 1) / total) ** count)
-            for rank, value in enumerate(ordered, start=1)
-        )
-        for count in range(1, total + 1)
-    ]
-
-
 @dataclass(frozen=True)
 class Session:
     """The trials of some methods on a track.

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_results import KNN, LINEAR, board, result, track
+from synthetic_results import KNN, LINEAR, NUM_IMAGES, board, result, track
 
 from bench.cells import decimals, link, numbers, paper, passes, plus_minus, short, text
 from bench.leaderboard import render_index, render_track
@@ -320,7 +320,7 @@ def test_the_resolvable_difference_is_that_of_the_comparison():
     runs = [run for run in board() if run.method in ("contrast_net", "queue_net", "turn_net")]
     answers: dict = {}
     for run in runs:
-        bits = unpack_bits(run.evaluations[LINEAR].correct["best"], 500)
+        bits = unpack_bits(run.evaluations[LINEAR].correct["best"], NUM_IMAGES)
         answers.setdefault(run.method, []).append(bits)
     points = re.search(r"80 % power is ([\d.]+) points", render_track(track(), runs))[1]
     assert float(points) == pytest.approx(compare(answers).resolvable, abs=0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_results import LINEAR, board, result, track
+from synthetic_results import LINEAR, NUM_IMAGES, board, result, track
 
 from bench.errors import UserError
 from bench.identity import digest
@@ -211,13 +211,13 @@ def no_predictions(run: Result) -> Result:
 
 
 def unknown_class(run: Result) -> Result:
-    packed = pack_predictions(np.full(500, 10))
+    packed = pack_predictions(np.full(NUM_IMAGES, 10))
     entry = run.evaluations[LINEAR]
     return with_linear(run, predictions=entry.predictions | {"best": packed})
 
 
 def one_class_too_often(run: Result) -> Result:
-    packed = pack_predictions(np.zeros(500, int))
+    packed = pack_predictions(np.zeros(NUM_IMAGES, int))
     entry = run.evaluations[LINEAR]
     return with_linear(run, predictions=entry.predictions | {"best": packed})
 

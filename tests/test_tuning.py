@@ -67,7 +67,7 @@ def test_a_field_that_the_recipe_leaves_out_is_not_tuned():
 def test_expected_best_is_the_mean_of_the_maximum():
     scores = [70.0, 50.0, 65.0, 80.0, 20.0]
     generator = random.Random(0)
-    for count, expected in enumerate(tuning.expected_best(scores), start=1):
+    for count, expected in enumerate(recipes.expected_best(scores), start=1):
         drawn = [max(generator.choices(scores, k=count)) for _ in range(20_000)]
         assert sum(drawn) / len(drawn) == pytest.approx(expected, abs=0.5)
 

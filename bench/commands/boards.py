@@ -65,11 +65,12 @@ def publish(
 
 @click.command()
 @runs_dir
+@leaderboards_dir
 @as_json
-def doctor(runs_dir: Path, json: bool) -> int:
-    """Show versions, devices, data sets, and plugins that do not load."""
+def doctor(runs_dir: Path, leaderboards_dir: Path, json: bool) -> int:
+    """Show versions, devices, data sets, plugins that do not load, and a broken ledger."""
     from bench import inventory
 
-    found = inventory.report(runs_dir)
+    found = inventory.report(runs_dir, leaderboards_dir)
     click.echo(display.json(found) if json else display.report(found))
     return OK

@@ -1,0 +1,54 @@
+"""What lies beside the results in a folder of boards: ledger, recipes, reproductions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import ledger, recipes, reproductions
+from bench.errors import UserError
+from bench.recipes import Recipe
+from bench.reproductions import Record
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What pages show of a boards' folder besides its results.
+
+    Attributes:
+        ledger: the lines of test reads.
+        recipes: track id -> the tuned recipes of its methods, by name.
+        reproduced: runs that were trained again, the latest last.
+        problems: a line for each file that cannot be read.
+    """
+
+    ledger: Sequence[Mapping[str, Any]] = ()
+    recipes: Mapping[str, tuple[Recipe, ...]] = field(default_factory=dict)
+    reproduced: Sequence[Record] = ()
+    problems: tuple[str, ...] = ()
+
+
+def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
+    """Return what lies in a boards' folder.
+
+    Args:
+        recipes_folder: where recipes lie if not in the folder's own `recipes/`.
+    """
+    found: dict[str, list[Recipe]] = {}
+    problems = ledger.problems(folder / ledger.FILE)
+    place = recipes_folder or folder / recipes.FOLDER
+    for file in sorted(place.glob("*/*.toml")):
+        try:
+            recipe = recipes.read(file)
+        except UserError as error:
+            problems.append(str(error).replace(str(file), f"{file.parent.name}/{file.name}"))
+        else:
+            found.setdefault(file.parent.name, []).append(recipe)
+    return Beside(
+        ledger=ledger.read(folder / ledger.FILE),
+        recipes={track: tuple(kept) for track, kept in found.items()},
+        reproduced=reproductions.read(folder),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,107 @@
+"""Whether a track may rank: three conditions on its floors and its label reference alone.
+
+A track on which labels are hardly worth more than pixels, or seeds scatter as far as methods
+differ, or a test image weighs too much, cannot order methods, however many run on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+GAP_POINTS = 20.0  # of the label reference above the best floor, at least
+GAP_SDS = 10.0  # the same gap in pooled seed standard deviations, at least
+HALF_WIDTH_POINTS = 1.5  # binomial, 95 %, at an accuracy of one half; at most
+SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition: what is asked, what was met. `holds` is None where it cannot be told yet."""
+
+    asked: str
+    met: str
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class TrackCheck:
+    """The three conditions of a track."""
+
+    conditions: tuple[Condition, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(condition.holds for condition in self.conditions)
+
+    @property
+    def failed(self) -> bool:
+        """Return whether a condition is known not to hold."""
+        return any(condition.holds is False for condition in self.conditions)
+
+
+def check(
+    floors: Mapping[str, Sequence[float]],
+    reference: Sequence[float],
+    num_images: int,
+    *,
+    untrained: Collection[str] = (),
+) -> TrackCheck:
+    """Return the conditions for one headline.
+
+    Args:
+        floors: name -> accuracies in percent, one per seed.
+        reference: of the method that learns from the labels.
+        num_images: of the split that the accuracies are on.
+        untrained: floors that have no seed of their own; one value is enough of these.
+    """
+    known = {name: values for name, values in floors.items() if len(values)}
+    seeds = [len(values) for name, values in known.items() if name not in untrained]
+    enough = bool(known) and min(len(reference), *seeds, SEEDS) >= SEEDS
+    if not enough:
+        said = f"fewer than {SEEDS} seeds of a floor or of the reference"
+        gap = Condition(_asked_gap(), said, None)
+        spread = Condition(_asked_spread(), said, None)
+    else:
+        best = max(known, key=lambda name: (_mean(known[name]), name))
+        points = _mean(reference) - _mean(known[best])
+        sd = pooled_sd([*known.values(), reference])
+        gap = Condition(
+            _asked_gap(),
+            f"{points:.1f} points ({_mean(reference):.1f} above {_mean(known[best]):.1f}, {best})",
+            points >= GAP_POINTS,
+        )
+        sds = points / sd if sd > 0 else math.inf
+        spread = Condition(
+            _asked_spread(), f"{sds:.0f} (sd {sd:.2f} points)", points > 0 and sds >= GAP_SDS
+        )
+    width = 100 * 1.96 * 0.5 / math.sqrt(num_images) if num_images else math.inf
+    test = Condition(
+        f"binomial 95 % half-width at most {HALF_WIDTH_POINTS} points",
+        f"{width:.1f} points with {num_images} images",
+        width <= HALF_WIDTH_POINTS,
+    )
+    return TrackCheck((gap, spread, test))
+
+
+def pooled_sd(rows: Sequence[Sequence[float]]) -> float:
+    """Return the square root of the mean seed variance in points, weighted by degrees of freedom.
+
+    Rows of one seed say nothing; 0 if none says anything.
+    """
+    sums = [(sum((v - _mean(row)) ** 2 for v in row), len(row) - 1) for row in rows]
+    freedom = sum(df for _, df in sums)
+    return math.sqrt(sum(total for total, _ in sums) / freedom) if freedom else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _asked_gap() -> str:
+    return f"label reference at least {GAP_POINTS:.0f} points above the best floor"
+
+
+def _asked_spread() -> str:
+    return f"that gap at least {GAP_SDS:.0f} pooled seed sds"
