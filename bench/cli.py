@@ -15,6 +15,7 @@ from bench.commands import (
     plugins_writing,
     reproducing,
     running,
+    tracks,
     tuning,
 )
 from bench.errors import UnknownName, UserError
@@ -79,6 +80,7 @@ COMMANDS = (
     running.run,
     running.plan,
     tuning.tune,
+    tracks.track,
     running.worker,
     methods.list_,
     methods.info,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.identity import digest, file_sha256
-from bench.ledger import FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,13 +22,13 @@ UNKNOWN_DATA = "external: training data unknown"
 
 
 def evaluate_run(
-    run: str, names: list[str], runs_dir: Path, *, ledger_file: Path = Path("leaderboards") / FILE
+    run: str, names: list[str], runs_dir: Path, *, ledger_file: Path | None = None
 ) -> Result:
     """Add the protocols `names` to the result of a finished run, from its backbone's bytes.
 
     Args:
         run: a run id, its folder, or its result file.
-        ledger_file: where this look at the test split is written down.
+        ledger_file: where this look at the test split is written down; default: the boards' own.
 
     Raises:
         UserError: no such run, or its backbone is not the one that the result records.
@@ -56,7 +55,7 @@ def evaluate_run(
         raise UserError(f"{folder.name} cannot be evaluated: {error}") from None
     split = data.split(dataset, spec["seed"])
     ledger.append(
-        ledger_file,
+        ledger_file or ledger.usual_folder() / ledger.FILE,
         ledger.of_run(
             track=orders["track"],
             spec=spec,

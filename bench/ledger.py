@@ -39,6 +39,11 @@ KEYS = (
 )
 
 
+def usual_folder() -> Path:
+    """Return where boards and ledger lie if nothing else is said: BENCH_LEADERBOARDS, or here."""
+    return Path(os.environ.get("BENCH_LEADERBOARDS") or "leaderboards")
+
+
 def append(path: Path | str, line: Mapping[str, Any]) -> None:
     """Add a line, durably and whole, whatever other processes do at the same time.
 

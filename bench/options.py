@@ -31,8 +31,9 @@ leaderboards_dir = click.option(
     "--leaderboards-dir",
     type=FOLDER,
     default=Path("leaderboards"),
+    envvar="BENCH_LEADERBOARDS",
     show_default=True,
-    help="Where the published boards lie.",
+    help="Where the published boards lie, and the ledger of test reads.",
 )
 selecting = joined(
     click.option("--plugins", required=True, help="Names or files, split by commas, or `all`."),

@@ -63,7 +63,7 @@ class Options:
     checkpoint_seconds: float = 60.0
     memory_gib: float | None = None
     results_dir: Path | None = None
-    leaderboards_dir: Path = Path("leaderboards")
+    leaderboards_dir: Path = field(default_factory=ledger.usual_folder)
     observers: tuple[str, ...] = ()
 
     @property

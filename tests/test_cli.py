@@ -29,6 +29,7 @@ COMMANDS = {
     "publish",
     "reproduce",
     "run",
+    "track",
     "tune",
     "worker",
 }
@@ -288,7 +289,9 @@ def test_list_load_and_doctor_give_a_plugin_that_fails_one_line_and_stop_no_othe
 
     status, listed, _ = call(capsys, "list", "--load")
     assert status == 0
-    status, document, _ = call(capsys, "doctor", "--json", "--runs-dir", str(tmp_path))
+    status, document, _ = call(
+        capsys, "doctor", "--json", "--runs-dir", str(tmp_path), "--leaderboards-dir", str(tmp_path)
+    )
     assert status == 0
     report = json.loads(document)
     for text in (listed, display.report(report)):

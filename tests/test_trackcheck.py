@@ -1,0 +1,73 @@
+"""Whether a track may rank, from its floors and its label reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from synthetic_results import board, result, track
+
+from bench.leaderboard import render_index, render_track
+from bench.trackcheck import check, pooled_sd
+
+FLOORS = {"pixels": [60.0, 61.0, 60.5, 59.5, 60.0], "untrained": [40.0, 44.0, 42.0, 43.0, 41.0]}
+REFERENCE = [88.0, 88.5, 87.5, 88.2, 87.8]
+
+
+def test_a_track_with_room_between_pixels_and_labels_may_rank():
+    assert check(FLOORS, REFERENCE, 10_000).passed
+
+
+@pytest.mark.parametrize(
+    ("floors", "reference", "images", "fails"),
+    [
+        (FLOORS | {"pixels": [70.0] * 5}, REFERENCE, 10_000, 0),
+        (FLOORS | {"untrained": [20.0, 60.0, 42.0, 30.0, 50.0]}, REFERENCE, 10_000, 1),
+        (FLOORS, REFERENCE, 4_268, 2),
+    ],
+)
+def test_each_condition_fails_alone(floors, reference, images, fails):
+    found = check(floors, reference, images)
+    assert [c.holds for c in found.conditions] == [index != fails for index in range(3)]
+    assert found.failed
+    assert not found.passed
+
+
+def test_the_least_test_set_is_that_of_the_binomial():
+    """1.96 sqrt(p q / N) <= 1.5 points at p = 1/2."""
+    least = math.ceil((1.96 * 50 / 1.5) ** 2)
+    assert check(FLOORS, REFERENCE, least).passed
+    assert not check(FLOORS, REFERENCE, least - 1).passed
+
+
+def test_too_few_seeds_are_not_a_verdict():
+    found = check(FLOORS, REFERENCE[:4], 10_000)
+    assert [c.holds for c in found.conditions] == [None, None, True]
+    assert not found.passed
+    assert not found.failed
+    assert not check({}, REFERENCE, 10_000).passed
+
+
+def test_a_floor_without_seeds_of_its_own_needs_one_value():
+    floors = FLOORS | {"pixels": [60.0]}
+    assert check(floors, REFERENCE, 10_000, untrained={"pixels"}).passed
+    assert not check(floors, REFERENCE, 10_000).passed
+
+
+def test_the_pooled_sd_weighs_by_degrees_of_freedom():
+    assert pooled_sd([[1.0, 3.0], [5.0], [2.0, 4.0, 6.0]]) == pytest.approx(math.sqrt(10 / 3))
+    assert pooled_sd([[1.0]]) == 0.0
+
+
+def test_a_page_that_fails_a_condition_shows_no_ranks():
+    weak = [run for run in board() if run.method != "labels"]
+    card = {"role": "ceiling", "uses_labels": True, "title": "Supervised"}
+    weak += [result("labels", seed, 0.80, row=card) for seed in range(5)]
+    page = render_track(track(), weak)
+    assert "**Smoke track: not for ranking.**" in page
+    assert "| rank" not in page
+    assert "points above the best floor: **no**" in page
+    assert "smoke track: not for ranking" in render_index([(track(), weak)])
+    good = render_track(track(), board())
+    assert "points above the best floor: yes" in good
+    assert "| rank" in good
