@@ -11,8 +11,8 @@ from bench import ENGINE, manager
 from bench.columns import is_validation
 from bench.errors import UserError
 from bench.probe import probe
-from bench.publish import verify
 from bench.results import TRACK_FILE, EvaluationEntry, Result, read
+from bench.verify import verify
 
 if TYPE_CHECKING:
     from bench.plan import RunSpec
