@@ -11,6 +11,7 @@ from bench.results import EvaluationEntry, Result
 METRICS = {  # of the standard protocols, in the order of the page; others show all they have
     "linear_probe": (("best_top1", "linear, best stage"), ("last_top1", "linear, last stage")),
     "knn": (("top1", "kNN"), ("k20_top1", "kNN, k = 20")),
+    "background_probe": (("background_top1", "which background"),),
 }
 
 
@@ -50,7 +51,10 @@ class Column:
         return entry.correct.get(self.metric, entry.correct.get(self.part))
 
     def num_images(self, result: Result) -> int:
-        """Return how many images the metric is over."""
+        """Return how many images the metric is over: those of its split, unless `chosen` says."""
+        entry = result.evaluations.get(self.hash)
+        if entry is not None and "num_images" in entry.chosen:
+            return entry.chosen["num_images"]
         return result.data.validation_images if self.validation else result.data.test_images
 
 

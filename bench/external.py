@@ -46,6 +46,7 @@ def evaluate_run(
     dataset = data.load(
         orders["dataset"], image_size=spec["image_size"], on_bad_image=orders["on_bad_image"]
     )
+    evaluations.refuse_missing(names, dataset)
     sha256 = kept.artifacts["backbone.safetensors"].sha256
     weights = folder / "backbone.safetensors"
     load = partial(integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256)
@@ -103,6 +104,7 @@ def evaluate_checkpoint(
     backbone = build(backbone_spec, image_size)
     notes = load_external(backbone, weights)
     dataset = data.load(dataset_name, image_size=image_size)
+    evaluations.refuse_missing(names, dataset)
     split = data.split(dataset, seed)
     seen = features.extract(backbone, dataset, split)
     protocols = [evaluations.protocol(name, {}) for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ class Features:
             `test` is None where the test split must not be opened.
         train_labels, validation_labels, test_labels: int64 (N,).
         class_names: one per class.
+        extras: what else is known of the training images, int64 (N,) by name: what the data set
+            numbers beside the classes, as "background" numbers photographs.
     """
 
     train: dict[str, Tensor]
@@ -32,6 +34,7 @@ class Features:
     validation_labels: Tensor
     test_labels: Tensor | None
     class_names: tuple[str, ...]
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -45,7 +48,7 @@ def embed(
     parts: dict[str, list[Tensor]] = {}
     one_pass = None
     for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+        batch = torch.from_numpy(np.array(images[start : start + batch_size]))  # may be read-only
         shown = backbones.to_input(batch.to(device), kind)
         shown = shown.contiguous(memory_format=torch.channels_last)
         if one_pass is None:
@@ -120,4 +123,8 @@ def _features(dataset: Dataset, split: Split, test: bool, measure) -> Features:
         validation_labels=labels[source][split.val],
         test_labels=labels["test"] if test else None,
         class_names=dataset.class_names,
+        extras={
+            name: torch.from_numpy(dataset.extras[name]["train"][split.train]).long()
+            for name in dataset.extra_names
+        },
     )

@@ -67,7 +67,7 @@ def probe(
     }
     answer = _ask(asked)
     if data is not None:  # in a process of its own: no plugin was ever there
-        answer |= {"data": _ask(asked | {"names": [], "data": data, "evaluations": {}})["data"]}
+        answer |= {"data": _ask(asked | {"names": [], "data": data})["data"]}
     return answer
 
 
@@ -173,7 +173,7 @@ def _protocols(asked: dict[str, dict[str, Any]], headline: str) -> list[dict[str
 
 
 def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
-    from bench import backbones, data
+    from bench import backbones, data, evaluations
 
     if asked["data"] is None:
         return None
@@ -187,6 +187,7 @@ def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] |
         on_bad_image=wanted.get("on_bad_image", "error"),
         say=say,
     )
+    evaluations.refuse_missing(asked["evaluations"], dataset)
     splits = {}
     for seed in asked["seeds"]:
         split = data.split(dataset, seed)

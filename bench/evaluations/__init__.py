@@ -3,13 +3,13 @@
 A protocol is a module with ID, VERSION, SETTINGS and one function. Most look at frozen features:
 `evaluate(features, settings, seed)`. One that says `NEEDS = "images"` is given the whole subject,
 `evaluate(subject, settings, seed)`: features, images, and copies of the backbone to train or to
-look into.
+look into. One that says `NEEDS_EXTRA` is for data sets that number this beside their classes.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.data import Dataset, Split
     from bench.features import Features
 
-NAMES = ("linear_probe", "knn")
+NAMES = ("linear_probe", "knn", "background_probe")
 
 
 class NonFinite(Exception):
@@ -99,6 +99,7 @@ class Protocol:
 
     Attributes:
         needs: "features", or "images" if it needs the whole subject.
+        extra: what the data set must number beside the classes, or nothing.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Protocol:
     settings: dict[str, Any]
     hash: str
     needs: str = "features"
+    extra: str = ""
 
     def applies(self, subject: Subject) -> bool:
         """Return whether there is something to evaluate; raw pixels have no backbone to train."""
@@ -120,8 +122,11 @@ class Protocol:
 
         Raises:
             NonFinite: the features hold a NaN or an infinity.
+            UserError: the data set lacks what the protocol needs beside the classes.
         """
         features = getattr(subject, "features", subject)
+        if self.extra and self.extra not in features.extras:
+            raise UserError(_lacks(self, "this data set"))
         refuse_non_finite(features)
         evaluate = _module(self.name).evaluate
         if self.needs == "features":
@@ -150,12 +155,28 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
         settings[key] = value
     hashed = protocol_hash(module.ID, module.VERSION, settings)
     needs = getattr(module, "NEEDS", "features")
-    return Protocol(name, module.ID, module.VERSION, settings, hashed, needs)
+    extra = getattr(module, "NEEDS_EXTRA", "")
+    return Protocol(name, module.ID, module.VERSION, settings, hashed, needs, extra)
 
 
 def over_features() -> list[str]:
-    """Return the protocols that need no more than features: those that take seconds."""
-    return [name for name in NAMES if protocol(name).needs == "features"]
+    """Return the protocols that need no more than features and classes: those that take seconds."""
+    every = map(protocol, NAMES)
+    return [found.name for found in every if found.needs == "features" and not found.extra]
+
+
+def refuse_missing(names: Iterable[str], dataset: Dataset) -> None:
+    """Raise UserError if a protocol needs what this data set does not know of its images."""
+    for found in map(protocol, names):
+        if found.extra and found.extra not in dataset.extra_names:
+            raise UserError(_lacks(found, f"data set {dataset.name!r}"))
+
+
+def _lacks(protocol: Protocol, dataset: str) -> str:
+    return (
+        f"{protocol.name} needs to know the {protocol.extra} of each image, which {dataset} does "
+        f"not say; leave {protocol.name} out, or use the data set scenes"
+    )
 
 
 def refuse_non_finite(features: Features) -> None:
