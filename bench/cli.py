@@ -11,6 +11,7 @@ import click
 from bench.commands import (
     boards,
     evaluating,
+    exporting,
     methods,
     plugins_writing,
     reproducing,
@@ -90,6 +91,7 @@ COMMANDS = (
     boards.leaderboard,
     boards.publish,
     reproducing.reproduce,
+    exporting.export,
     boards.doctor,
 )
 for command in COMMANDS:

@@ -21,6 +21,7 @@ COMMANDS = {
     "check",
     "doctor",
     "eval",
+    "export",
     "info",
     "leaderboard",
     "list",
