@@ -32,7 +32,8 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
     `images.npy` is uint8 (N, C, H, W): the training images without validation, then the unlabeled
     ones. `labels.npy` is int64 (N,), -1 where unlabeled. `meta.json` says num_images, num_labeled,
     num_classes, class_names, channels, image_size, data_sha256, split_sha256. A complete folder of
-    the same data and split is left as it is; anything else at this place is replaced.
+    the same data and split is left as it is; anything else at this place is replaced. Where the
+    images are all of one array on disk, `images.npy` is a link to it, not a copy.
 
     Raises:
         UserError: the folder cannot be written.
@@ -60,6 +61,14 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
         )
 
     def write(folder: Path) -> None:
+        labels = np.full(count, -1, dtype=np.int64)
+        labels[: len(split.train)] = dataset.labels["train"][split.train]
+        np.save(folder / "labels.npy", labels)
+        write_meta(folder, meta)
+        file = _file_of(train)
+        if file is not None and count == len(split.train) == len(train):
+            (folder / "images.npy").symlink_to(file)  # all of it, in its order
+            return
         images = np.lib.format.open_memmap(
             folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape
         )
@@ -72,10 +81,6 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
             start = len(split.train) + first
             images[start : start + len(part)] = part
         images.flush()
-        labels = np.full(count, -1, dtype=np.int64)
-        labels[: len(split.train)] = dataset.labels["train"][split.train]
-        np.save(folder / "labels.npy", labels)
-        write_meta(folder, meta)
 
     return complete_folder(Path(folder), is_complete, write)
 
@@ -179,6 +184,14 @@ def _has_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     except (OSError, ValueError, EOFError):
         return False
     return array.shape == shape and array.dtype == dtype
+
+
+def _file_of(array: np.ndarray) -> Path | None:
+    """Return the .npy file that holds the array's bytes in their order and no others, if any."""
+    if not isinstance(array, np.memmap) or not array.flags.c_contiguous:
+        return None
+    path = Path(array.filename).absolute()
+    return path if _has_array(path, array.shape, array.dtype) else None
 
 
 def _remove(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,29 @@ def test_without_an_unlabeled_split_all_methods_pretrain_on_the_same(
     (folder / "meta.json").unlink()
     with pytest.raises(UserError, match=r"has no meta\.json"):
         data.pretraining(folder, uses_labels=False)
+
+
+def test_a_whole_array_on_disk_is_linked_and_a_part_is_copied(make_dataset, tmp_path: Path) -> None:
+    dataset = make_dataset(LABELS)
+    np.save(tmp_path / "decoded.npy", dataset.images["train"])
+    mapped = np.load(tmp_path / "decoded.npy", mmap_mode="r")
+    everything = replace(data.split(dataset, 0), train=np.arange(40))
+    expected = dataset.images["train"].copy()
+
+    for key, images, split, linked in (
+        ("whole", mapped, everything, True),
+        ("part", mapped, data.split(dataset, 0), False),
+        ("first", mapped[:20], replace(everything, train=np.arange(20)), False),
+        ("turned", mapped[::-1], everything, False),
+        ("memory", dataset.images["train"], everything, False),
+    ):
+        dataset = replace(dataset, images=dataset.images | {"train": images})
+        folder = data.materialise(dataset, split, tmp_path / key)
+
+        assert (folder / "images.npy").is_symlink() == linked, key
+        assert np.array_equal(data.load_array(folder), images[split.train]), key
+        assert data.materialise(dataset, split, folder) == folder
+    assert np.array_equal(np.load(tmp_path / "decoded.npy"), expected)
 
 
 def test_gathering_in_small_parts_writes_the_same(make_dataset, tmp_path, monkeypatch) -> None:
