@@ -167,10 +167,10 @@ def _nearest(folder: Path) -> Path:
 
 def _data() -> dict[str, str]:
     """Return how each data set with a name can be had."""
-    from bench.data import ARCHIVES, NAMED, archives, fashion_mnist
+    from bench.data import NAMED, STATES, fashion_mnist
 
     states = dict.fromkeys(NAMED, "available")
-    states |= {name: archives.state(archive) for name, archive in ARCHIVES.items()}
+    states |= {name: state() for name, state in STATES.items()}
     if importlib.util.find_spec("sklearn") is None:
         states["digits"] = "needs scikit-learn"
     named = os.environ.get("BENCH_FASHION_MNIST")

@@ -7,7 +7,6 @@ the arrays that pretraining reads.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,17 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from bench.data import cifar, digits, fashion_mnist, imagefolder, npz, resize, scenes, stl10
+from bench.data import (
+    archives,
+    cifar,
+    digits,
+    fashion_mnist,
+    imagefolder,
+    imagenet,
+    npz,
+    resize,
+    scenes,
+    stl10,
+)
 from bench.data.arrays import load_array, materialise, pretraining
+from bench.data.hashes import split_sha256
 from bench.data.source import MAX_CLASSES, Part, Request, Source
 from bench.data.splits import Split, duplicates, split
 from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
 
 __all__ = [
-    "ARCHIVES",
     "KINDS",
     "NAMED",
+    "STATES",
     "Dataset",
     "Split",
     "duplicates",
@@ -46,6 +57,8 @@ NAMED: dict[str, Callable[[Request], Source]] = {
     "fashion-mnist": fashion_mnist.read,
     "fashion-mnist-20k": partial(fashion_mnist.read, train_images=20_000),
     "fashion-mnist-10k": partial(fashion_mnist.read, train_images=10_000),
+    "imagenet": imagenet.read_imagenet,
+    "imagenette": imagenet.read_imagenette,
     "scenes": partial(scenes.read, recipe=scenes.SCENES),
     "scenes-128": partial(scenes.read, recipe=scenes.SCENES_128),
     "stl10": stl10.read,
@@ -54,9 +67,14 @@ KINDS: dict[str, Callable[[Request], Source]] = {
     "imagefolder": imagefolder.read,
     "npz": npz.read,
 }
-ARCHIVES = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100, "stl10": stl10.STL10}
+STATES: dict[str, Callable[[], str]] = {  # how a data set can be had, in a few words
+    "cifar10": partial(archives.state, cifar.CIFAR10),
+    "cifar100": partial(archives.state, cifar.CIFAR100),
+    "imagenet": imagenet.imagenet_state,
+    "imagenette": partial(archives.state, imagenet.imagenette(160)),
+    "stl10": partial(archives.state, stl10.STL10),
+}
 MAX_IMAGE_SIZE = 4096  # pixels a side; more is a slip, and would fill the memory
-HASHED_BYTES = 64 * 2**20  # of an array that may lie on disk, read at a time
 
 
 @dataclass(frozen=True)
@@ -136,7 +154,12 @@ def load(
     _check(name, parts, source.class_names)
     images = {key: resize.square(part.images, image_size) for key, part in parts.items()}
     labels = {key: part.labels for key, part in parts.items() if part.labels is not None}
-    hashes = {key: _split_sha256(images[key], labels.get(key)) for key in images}
+    hashes = {
+        key: part.sha256
+        if part.sha256 and images[key] is part.images
+        else split_sha256(images[key], labels.get(key), say)
+        for key, part in parts.items()
+    }
     test_sha256 = hashes.pop("test", "")
     return Dataset(
         name=name,
@@ -228,15 +251,3 @@ def _check(name: str, parts: dict[str, Part], class_names: tuple[str, ...]) -> N
                 f"split {key} of {name!r} has images of classes {unseen} that train has none of; "
                 "number the classes alike in all splits, or leave those images out"
             )
-
-
-def _split_sha256(images: np.ndarray, labels: np.ndarray | None) -> str:
-    """Return the hash over shapes and bytes of one split."""
-    head = {"images": images.shape, "labels": None if labels is None else labels.shape}
-    sha256 = hashlib.sha256(canonical_json(head).encode())
-    rows = max(1, HASHED_BYTES // images[0].size)
-    for first in range(0, len(images), rows):
-        sha256.update(np.ascontiguousarray(images[first : first + rows]))
-    if labels is not None:
-        sha256.update(labels.astype("<i8").tobytes())
-    return sha256.hexdigest()

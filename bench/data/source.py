@@ -38,13 +38,15 @@ class Part:
     """One split: uint8 images (N, C, H, W), integer labels (N,) or None, what was skipped, extras.
 
     `extras` is what else is known of each image, arrays of N rows by name. It is for evaluations
-    alone: neither pretraining nor the data's sha256 sees it.
+    alone: neither pretraining nor the data's sha256 sees it. `sha256` is the split's own hash, as
+    `bench.data.hashes.split_sha256` makes it, where the source knows it.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     skipped: tuple[str, ...] = ()
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

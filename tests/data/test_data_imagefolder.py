@@ -329,7 +329,7 @@ def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         imagefolder,
         "_pixels",
-        lambda entry, size, gray: (names.append(entry.relative), pixels(entry, size, gray))[1],
+        lambda entry, *how: (names.append(entry.relative), pixels(entry, *how))[1],
     )
     return names
 
