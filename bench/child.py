@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bench.confine import confine_writes, die_with_parent
+from bench.confine import confine_writes, die_with_parent, hide
 from bench.errors import Diverged, Unsupported, UserError
 
 STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0}
@@ -65,8 +65,14 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         _join(folder, rank, world, orders["device"])
     plugin = manager.load(orders["plugin"])
     card = plugin.call("describe")
+    uses_labels = orders["row"]["uses_labels"]
+    if card.uses_labels != uses_labels:
+        raise UserError(
+            f"the card now says uses_labels={card.uses_labels}; the run was planned with "
+            f"{uses_labels}; a card is the same whenever it is asked for"
+        )
     config = cards.config_object(card, spec["config"])
-    images, labels, meta = data.pretraining(orders["arrays"], card.uses_labels)
+    images, labels, meta = data.pretraining(orders["arrays"], uses_labels)
     trainer: Trainer | None = None
 
     def examine(step: int) -> None:
@@ -82,7 +88,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     trainer = Trainer(
         images,
         labels,
-        meta["num_classes"] if card.uses_labels else None,
+        meta["num_classes"] if uses_labels else None,
         steps=spec["budget"]["steps"],
         batch_size=spec["batch_size"],
         seed=spec["seed"],
@@ -190,18 +196,35 @@ def _save_state(folder: Path, name: str, module: Any) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
+def _places(folder: Path, orders: dict[str, Any]) -> tuple[list[Path], list[Path]]:
+    """Return what the plugin must not read, and what of it it may.
+
+    Hidden: the data set's own files, the arrays, other runs and the track's results. A label-free
+    plugin so finds no label and no backbone that was trained on labels; no plugin a test image.
+    """
+    arrays = Path(orders["arrays"])
+    others = (orders.parent for orders in folder.parent.glob("*/run.json"))
+    hidden = [Path(place) for place in orders.get("hidden", ())]
+    hidden += [arrays.parent, Path(orders["results"]), *(o for o in others if o != folder)]
+    names = ["images.npy", "meta.json", *(["labels.npy"] if orders["row"]["uses_labels"] else [])]
+    own_file = [Path(orders["plugin"])] if orders["plugin"].endswith(".py") else []
+    return hidden, [folder, *own_file, *(arrays / name for name in names)]
+
+
 def confined(folder: Path, rank: int, world: int, pipe: int | None) -> int:
-    """Give up the right to write elsewhere, run, tell the outcome; return the exit status.
+    """Give up the right to write elsewhere and to read the data set, run, tell the outcome; return
+    the exit status.
 
     0: told; 1: told that it failed; 130, 143: stopped by a signal, checkpoint written.
     """
     from bench.engine import Interrupted
 
-    device = json.loads((folder / "run.json").read_text())["device"]
+    orders = json.loads((folder / "run.json").read_text())
     (folder / "tmp").mkdir(exist_ok=True)
-    driver = [Path("/dev"), Path.home() / ".nv"] if device.startswith("cuda") else []
-    if not confine_writes([folder, *driver], [Path(os.devnull)]):
-        print("this kernel has no Landlock: the plugin may write wherever the user may")
+    driver = [Path("/dev"), Path.home() / ".nv"] if orders["device"].startswith("cuda") else []
+    kept = confine_writes([folder, *driver], [Path(os.devnull)])
+    if not (hide(*_places(folder, orders)) and kept):
+        print("this kernel has no Landlock: the plugin may read and write wherever the user may")
     try:
         outcome = run(folder, rank, world)
     except Interrupted as stop:

@@ -1,9 +1,10 @@
-"""Confine a process that runs plugin code: where it may write, whom it may signal, when it dies.
+"""Confine a process that runs plugin code: what it may write and read, whom it may signal, when it
+dies.
 
 Landlock (Linux 5.13 and later) enforces it in the kernel, for children and threads too. Where the
 kernel has none the process runs unconfined, and the caller is told so. This protects against
-mistakes and against damage to other runs; it is no sandbox against a determined attacker, who may
-still read files and open connections.
+mistakes, against damage to other runs, and against plugins that look up labels or test images; it
+is no sandbox against a determined attacker, who may still open connections.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
@@ -26,6 +28,7 @@ WRITE_RIGHTS = (
     | (1 << 4) | (1 << 5)  # remove directory, file
     | (1 << 6) | (1 << 7) | (1 << 8) | (1 << 9) | (1 << 10) | (1 << 11) | (1 << 12)  # make ...
 )  # fmt: skip
+READ_FILE = 1 << 2
 REFER, TRUNCATE = 1 << 13, 1 << 14  # since ABI 2 and 3
 FILE_RIGHTS = (1 << 1) | TRUNCATE
 SCOPE_SIGNAL = 1 << 1  # since ABI 6
@@ -79,23 +82,56 @@ def landlock_version() -> int:
 def confine_writes(folders: list[Path], files: list[Path]) -> bool:
     """Let this process and its children write only below `folders` and to `files`.
 
-    Returns whether the kernel enforces it. Reading stays free.
+    Returns whether the kernel enforces it. Reading stays as it is.
     """
     version = landlock_version()
+    handled = WRITE_RIGHTS | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
+    rules = [(str(f), handled) for f in folders] + [(str(f), FILE_RIGHTS) for f in files]
+    return _restrict(version, handled, SCOPE_SIGNAL if version >= 6 else 0, rules)
+
+
+def hide(hidden: Iterable[Path], shown: Iterable[Path] = ()) -> bool:
+    """Let this process and its children open no file at or below `hidden` for reading, but those
+    at or below `shown`; an open one stays open, and names can still be listed.
+
+    Returns whether the kernel enforces it. Landlock knows only what is allowed: that is all that
+    lies beside the ways to the hidden places now. What is created there later is hidden too.
+    """
+    places = {str(path.resolve()) for path in hidden}
+    if not places:
+        return True
+    allowed = [*(str(path.resolve()) for path in shown), *_beside(places)]
+    return _restrict(landlock_version(), READ_FILE, 0, [(path, READ_FILE) for path in allowed])
+
+
+def _beside(places: set[str]) -> Iterator[str]:
+    """Yield all that is neither at, below, nor above one of `places`, by its topmost folder."""
+    above = {str(parent) for place in places for parent in Path(place).parents}
+    folders = ["/"]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.path in above:
+                    folders.append(entry.path)
+                elif entry.path not in places and not entry.is_symlink():
+                    yield entry.path
+
+
+def _restrict(version: int, handled: int, scoped: int, rules: list[tuple[str, int]]) -> bool:
+    """Give up the `handled` rights but where a rule (path, rights) grants them."""
     if not version:
         return False
     libc = _libc()
-    handled = WRITE_RIGHTS | (REFER if version >= 2 else 0) | (TRUNCATE if version >= 3 else 0)
-    scoped = SCOPE_SIGNAL if version >= 6 else 0
     attributes = struct.pack("<QQQ", handled, 0, scoped)[: 24 if version >= 6 else 8]
     ruleset = libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
     if ruleset < 0:
         return False
     try:
-        for path, rights in [(f, handled) for f in folders] + [(f, FILE_RIGHTS) for f in files]:
-            if not path.exists():
+        for path, rights in rules:
+            try:
+                descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except OSError:  # it does not exist: nothing to grant
                 continue
-            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 rule = struct.pack("<Qi", rights & handled, descriptor)
                 if libc.syscall(ADD_RULE, ruleset, 1, rule, 0):

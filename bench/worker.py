@@ -164,7 +164,8 @@ def train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
     kept = _kept_outcome(folder, orders)
     if kept is not None:
         return kept
-    _write_arrays(orders)
+    orders = orders | {"hidden": _write_arrays(orders)}
+    write_atomically(folder / "run.json", json.dumps(orders, indent=1).encode())
     (folder / "outcome.json").unlink(missing_ok=True)
     (folder / "progress").unlink(missing_ok=True)
     for unfinished in folder.glob(".*.tmp"):  # by an attempt that was killed while it wrote
@@ -180,8 +181,9 @@ def train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
     return watch
 
 
-def _write_arrays(orders: dict[str, Any]) -> None:
-    """Lay out what pretraining sees; the test arrays are not opened."""
+def _write_arrays(orders: dict[str, Any]) -> list[str]:
+    """Lay out what pretraining sees and return where the data set lies: all that plugin code must
+    not read. The test arrays are not opened."""
     from bench import data
     from bench.data import arrays
 
@@ -199,6 +201,7 @@ def _write_arrays(orders: dict[str, Any]) -> None:
         unlabeled = {"unlabeled": dataset.images["unlabeled"][:limit]}
         dataset = dataclasses.replace(dataset, images=dataset.images | unlabeled)
     arrays.materialise(dataset, split, orders["arrays"])
+    return [str(place.absolute()) for place in dataset.places]
 
 
 def _key(orders: dict[str, Any]) -> list[Any]:

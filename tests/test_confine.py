@@ -128,6 +128,104 @@ def test_folders_that_do_not_exist_are_passed_over(tmp_path: Path) -> None:
     assert printed(text, tmp_path) == "True"
 
 
+READ = """
+    def read(path):
+        try:
+            return Path(path).read_text()
+        except PermissionError:
+            return "denied"
+"""
+
+
+@needs_landlock
+def test_hidden_files_are_unreadable_but_for_the_shown(tmp_path: Path) -> None:
+    """What a child starts included; a link does not help; names stay, writing is another right."""
+    for name in ("data/labels", "data/own/images", "data/own/labels", "beside", "code/plugin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    text = (
+        READ
+        + """
+    here = Path(sys.argv[1])
+    opened = (here / "data/labels").open()
+    hidden = [here / "link", here / "absent"]
+    assert confine.hide(hidden, [here / "data/own/images", here / "nothing"])
+    for name in ("data/labels", "link/labels", "data/own/labels", "data/own/images", "beside",
+                 "code/plugin"):
+        print(read(here / name))
+    print(opened.read(), sorted(os.listdir(here / "data")))
+    (here / "data/labels").write_text("written")
+    (here / "absent").write_text("later")
+    (here / "new").write_text("later")
+    print(read(here / "absent"), read(here / "new"), read(os.devnull) == "")
+    if os.fork() == 0:
+        print("a child:", read(here / "data/labels"), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+    )
+    assert printed(text, tmp_path).splitlines() == [
+        "denied",
+        "denied",
+        "denied",
+        "data/own/images",
+        "beside",
+        "code/plugin",
+        "data/labels ['labels', 'own']",
+        "denied denied True",
+        "a child: denied",
+    ]
+
+
+@needs_landlock
+def test_both_restrictions_hold_together(tmp_path: Path) -> None:
+    for name in ("own", "secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    text = (
+        READ
+        + """
+    own, secret = Path(sys.argv[1]), Path(sys.argv[2])
+    assert confine.confine_writes([own], []) and confine.hide([secret])
+    (own / "file").write_text("mine")
+    print(read(own / "file"), read(secret / "file"))
+    try:
+        (secret / "file").write_text("mine")
+    except PermissionError:
+        print("denied")
+"""
+    )
+    assert printed(text, tmp_path / "own", tmp_path / "secret").split() == [
+        "mine",
+        "denied",
+        "denied",
+    ]
+
+
+@needs_landlock
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+def test_a_data_set_whose_places_are_hidden_cannot_be_loaded(name: str) -> None:
+    text = """
+        from bench import data
+        from bench.errors import UserError
+        name = sys.argv[1]
+        try:
+            places = data.load(name, image_size=8, test=False).places
+        except UserError:
+            sys.exit(print("absent"))  # not on this machine
+        assert confine.hide(places)
+        try:
+            data.load(name, image_size=8, test=False)
+        except UserError as error:
+            print("Permission denied" in str(error))
+    """
+    said = printed(text, name)
+    if said == "absent":
+        pytest.skip(f"{name} is not installed here")
+    assert said == "True"
+
+
 @needs_scopes
 def test_signals_to_processes_outside_are_denied(tmp_path: Path) -> None:
     outside = script("time.sleep(20)")
@@ -156,7 +254,9 @@ def test_without_landlock_the_caller_is_told(
 ) -> None:
     monkeypatch.setattr(confine, "landlock_version", lambda: 0)
     assert not confine.confine_writes([tmp_path / "own"], [])
+    assert not confine.hide([tmp_path / "free"])
     (tmp_path / "free").write_text("written")
+    assert (tmp_path / "free").read_text() == "written"
 
 
 def ended(pid: int, seconds: float = 10.0) -> bool:

@@ -92,6 +92,7 @@ class Dataset:
             and all choices depend on. It is the same whether or not the test split was read.
         skipped: "split/class/file: reason" for each image that was left out.
         test_sha256: over images and labels of test; empty when the test split was not read.
+        places: files and folders that hold its images or labels.
         extras: what else is known of the images, by name and split, arrays of N rows; for
             evaluations alone, and in no hash. Only composed data sets have any.
         extra_names: what an extra's numbers mean, for those that number something.
@@ -106,6 +107,7 @@ class Dataset:
     sha256: str
     skipped: tuple[str, ...] = ()
     test_sha256: str = ""
+    places: tuple[Path, ...] = ()
     extras: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     extra_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -143,9 +145,10 @@ def load(
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'error' or 'skip'")
     if cache_dir is None:
         cache_dir = os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench"
+    cache, path = Path(cache_dir).expanduser(), name.partition(":")[2]
     parts: dict[str, Part] = {}
     try:
-        source = _source(name, image_size, on_bad_image, Path(cache_dir).expanduser(), say)
+        source = _source(name, image_size, on_bad_image, cache, say)
         for key, read in source.splits.items():
             if key != "test" or test:
                 parts[key] = read()
@@ -171,6 +174,7 @@ def load(
         sha256=digest({"class_names": source.class_names, "splits": hashes}),
         skipped=tuple(line for part in parts.values() for line in part.skipped),
         test_sha256=test_sha256,
+        places=(cache, *([Path(path).expanduser()] if path else []), *source.places),
         extras=_extras(parts),
         extra_names=dict(source.extra_names),
     )

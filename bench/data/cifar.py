@@ -74,6 +74,7 @@ def _read(
         class_names=_class_names(folder / names, classes),
         licence="none stated",
         source=f"{SITE}cifar.html",
+        places=(folder,),
     )
 
 

@@ -67,4 +67,5 @@ class Source:
     class_names: tuple[str, ...]
     licence: str
     source: str
+    places: tuple[Path, ...] = ()
     extra_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

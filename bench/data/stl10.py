@@ -52,6 +52,7 @@ def read(request: Request) -> Source:
         class_names=_class_names(folder / "class_names.txt"),
         licence="none stated; images from ImageNet",
         source="https://cs.stanford.edu/~acoates/stl10/",
+        places=(folder,),
     )
 
 

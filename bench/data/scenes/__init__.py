@@ -53,6 +53,7 @@ def read(request: Request, recipe: Recipe) -> Source:
         "CC BY 2.0 (by danielbuechele and vultilion)",
         source="https://github.com/zalandoresearch/fashion-mnist on photographs that scikit-image "
         "and scikit-learn ship",
+        places=fashion_mnist.places(),
         extra_names={"background": tuple(photo.name for photo in photographs.PHOTOGRAPHS)},
     )
 
