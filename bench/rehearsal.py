@@ -92,6 +92,8 @@ def track(data: Path, transformer: bool) -> plan.Track:
         backbone=TRANSFORMER if transformer else CONVOLUTIONAL,
         budget={"steps": SHORT},
         evaluations={"knn": {}},
+        trials=0,
+        headline="knn.top1",
     )
 
 
