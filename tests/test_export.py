@@ -210,7 +210,7 @@ def test_a_row_of_several_seeds_stands_beside_its_run(tmp_path: Path) -> None:
     card = (exported(tmp_path, run) / "README.md").read_text()
     best = run.evaluations[track()["protocols"][0]["hash"]].metrics["best_top1"]
     (line,) = [line for line in card.splitlines() if line.startswith("| linear, best stage")]
-    assert f"{best:.1f}" in line
+    assert f"{best:.2f}" in line
     assert re.search(r"\d ± \d[.\d]*, n = 5", line)
 
 
