@@ -113,7 +113,11 @@ def describe() -> MethodCard:
         family="pretext",
         defaults=Config(),
         recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
-        search={"lr": ("log_uniform", 5e-4, 8e-3), "weight_decay": ("log_uniform", 1e-5, 1e-1)},
+        search={
+            "lr": ("log_uniform", 5e-4, 8e-3),
+            "base_lr": ("log_uniform", 0.05, 0.8),
+            "weight_decay": ("log_uniform", 1e-5, 1e-1),
+        },
         departs="the track's backbone under one linear layer; the paper's are NIN and AlexNet",
     )
 

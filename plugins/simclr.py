@@ -147,6 +147,7 @@ def describe() -> MethodCard:
         recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
         search={
             "lr": ("log_uniform", 5e-4, 8e-3),
+            "base_lr": ("log_uniform", 0.25, 4.0),
             "temperature": ("log_uniform", 0.05, 1.0),
             "weight_decay": ("log_uniform", 1e-6, 1e-2),
         },

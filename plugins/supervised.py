@@ -105,7 +105,11 @@ def describe() -> MethodCard:
         role="ceiling",
         defaults=Config(),
         recipes={"small": SMALL, "small_color": SMALL_COLOR, "cifar10": CIFAR10},
-        search={"lr": ("log_uniform", 5e-4, 8e-3), "weight_decay": ("log_uniform", 1e-5, 1e-1)},
+        search={
+            "lr": ("log_uniform", 5e-4, 8e-3),
+            "base_lr": ("log_uniform", 0.05, 0.8),
+            "weight_decay": ("log_uniform", 1e-5, 1e-1),
+        },
         uses_labels=True,
         departs="rate falls at fixed shares of the budget; crop and flip only",
     )
