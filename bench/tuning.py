@@ -145,20 +145,19 @@ def conclude(
     Raises:
         UserError: no trial has a score.
     """
-    trials = []
+    trials, standard = [], method["standard"]
+    tuned = [field for field in method["card"]["search"] if standard[field] is not None]
     for number, (spec, result) in enumerate(zip(specs, results, strict=True)):
         entry = result.evaluations.get(protocol["hash"])
         score = None
         if result.status == "done" and entry is not None:
             score = entry.validation[protocol["headline"]]
-        config, standard = spec.spec["config"], method["standard"]
+        config = spec.spec["config"]
         trials.append(
             recipes.Trial(
                 number=number,
                 seed=result.seed,
-                changed={f: config[f] for f in method["card"]["search"] if f in config}
-                if number
-                else {f: standard[f] for f in method["card"]["search"]},
+                changed={field: config[field] for field in tuned},
                 score=score,
                 status=result.status,
                 seconds=round(result.cost.train_seconds, 2),
