@@ -13,6 +13,7 @@ the products when it has converged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -102,31 +103,63 @@ def solve(
     targets = design.new_zeros(num_classes, design.shape[1])
     targets.index_add_(0, labels, design).div_(len(design))  # (C, R + 1)
 
-    def gradient_at(point: Tensor) -> Tensor:
-        return _mean_outer(design, point) - targets[:, None] + penalty * point
+    def gradient_at(point: Tensor, active: Tensor) -> Tensor:
+        return _mean_outer(design, point) - targets[:, None] + penalty[active] * point
 
-    fitted = design.new_zeros(num_classes, len(l2), design.shape[1])  # (C, L, R + 1)
-    converged = torch.zeros(len(l2), dtype=torch.bool)
-    active = torch.arange(len(l2))
-    point, gradient = fitted, gradient_at(fitted)
-    direction, length = -rate * gradient, torch.ones_like(strengths)  # the bound's step descends
+    fitted, converged, iterations = descend(
+        gradient_at,
+        design.new_zeros(num_classes, len(l2), design.shape[1]),  # (C, L, R + 1)
+        rate,
+        largest_entry=lambda gradient, active: _largest_entry(gradient, rotation),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    weight = torch.einsum("clr,dr->lcd", fitted[..., :-1], rotation)
+    return Solution(weight, fitted[..., -1].T.contiguous(), converged, iterations)
+
+
+def descend(
+    gradient_at: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    rate: Tensor,
+    *,
+    largest_entry: Callable[[Tensor, Tensor], Tensor],
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Minimise L convex functions side by side by L-BFGS.
+
+    Args:
+        gradient_at: gradients (C, A, W) at points (C, A, W) of the functions (A,) still at work.
+        start: where each begins, (C, L, W).
+        rate: the inverse of a diagonal bound on each Hessian, (L, W).
+        largest_entry: what of the gradients (C, A, W) must fall to `tolerance`, (A,).
+
+    Returns:
+        The points (C, L, W), which of them converged (L,), and the iterations.
+    """
+    fitted = start.clone()
+    converged = torch.zeros(len(rate), dtype=torch.bool)
+    active = torch.arange(len(rate))
+    point, gradient = fitted, gradient_at(fitted, active)
+    direction, length = -rate * gradient, rate.new_ones(len(rate))  # the bound's step descends
     history: list[tuple[Tensor, Tensor, Tensor]] = []
     iteration = 0
     while True:
-        done = _largest_entry(gradient, rotation) <= tolerance
+        done = largest_entry(gradient, active) <= tolerance
         converged[active[done]] = True
         leaving = done if iteration < max_iterations else torch.ones_like(done)
         if leaving.any():
             going = ~leaving
             fitted[:, active[leaving]] = point[:, leaving]
-            active, penalty, rate, length = (v[going] for v in (active, penalty, rate, length))
+            active, rate, length = (values[going] for values in (active, rate, length))
             point, gradient, direction = (v[:, going] for v in (point, gradient, direction))
             history = [(s[:, going], y[:, going], scale[going]) for s, y, scale in history]
         if not len(active):
-            break
+            return fitted, converged, iteration
         iteration += 1
         trial = point + length[:, None] * direction
-        trial_gradient = gradient_at(trial)
+        trial_gradient = gradient_at(trial, active)
         slope, trial_slope = _dot(gradient, direction), _dot(trial_gradient, direction)
         # Hager & Zhang 2005, Eq. 4.1: Armijo's test without the loss, which float32 rounds away
         accepted = trial_slope <= -_OVERSHOOT * slope
@@ -141,9 +174,6 @@ def solve(
         direction = torch.where(accepted[:, None], newer, direction)
         shorter = length * (slope / (slope - trial_slope)).clamp(0.1, 0.9)  # the secant's root
         length = torch.where(accepted, 1.0, shorter)
-
-    weight = torch.einsum("clr,dr->lcd", fitted[..., :-1], rotation)
-    return Solution(weight, fitted[..., -1].T.contiguous(), converged, iteration)
 
 
 def _largest_entry(gradient: Tensor, rotation: Tensor) -> Tensor:
