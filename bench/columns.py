@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bench.errors import UserError
+from bench.packing import unpack_bits, unpack_counts
 from bench.results import EvaluationEntry, Result
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = {  # of the standard protocols, in the order of the page; others show all they have
     "linear_probe": (("best_top1", "linear, best stage"), ("last_top1", "linear, last stage")),
     "knn": (("top1", "kNN"), ("k20_top1", "kNN, k = 20")),
+    "few_labels": (
+        ("k1_top1", "1 label/class"),
+        ("k5_top1", "5 labels/class"),
+        ("k10_top1", "10 labels/class"),
+        ("k10_best_top1", "10 labels/class, best stage"),
+        ("k100_top1", "100 labels/class"),
+    ),
+    "linear_raw": (
+        ("best_top1", "linear, not standardised, best stage"),
+        ("last_top1", "linear, not standardised, last stage"),
+    ),
     "background_probe": (("background_top1", "which background"),),
+}
+WHERE_NAMED = {  # shown only on a page whose headline they are
+    "few_labels": (
+        ("k5_best_top1", "5 labels/class, best stage"),
+        ("k100_best_top1", "100 labels/class, best stage"),
+    ),
 }
 
 
@@ -46,9 +68,22 @@ class Column:
         """Return the metric of those runs that have it."""
         return [scores(entry)[self.metric] for entry in map(self.entry, results) if entry]
 
-    def answers(self, entry: EvaluationEntry) -> str | None:
-        """Return the packed truths behind this metric, if they are stored."""
-        return entry.correct.get(self.metric, entry.correct.get(self.part))
+    def answers(self, entry: EvaluationEntry, num_images: int) -> np.ndarray | None:
+        """Return what of each test image was right behind this metric, (N,), if it is stored.
+
+        Bool; the share of draws in [0, 1] where the metric is a mean over draws.
+
+        Raises:
+            UserError: what is stored is damaged.
+        """
+        if self.metric in entry.shares:
+            counts = unpack_counts(entry.shares[self.metric], num_images)
+            draws, most = entry.draws.get(self.metric, 0), int(counts.max(initial=0))
+            if draws < max(most, 1):
+                raise UserError(f"{self.metric}: an image is right in {most} of {draws} draws")
+            return counts / draws
+        packed = entry.correct.get(self.metric, entry.correct.get(self.part))
+        return unpack_bits(packed, num_images) if packed else None
 
     def num_images(self, result: Result) -> int:
         """Return how many images the metric is over: those of its split, unless `chosen` says."""
@@ -71,7 +106,8 @@ def scores(entry: EvaluationEntry) -> dict[str, float]:
 def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[Column]:
     """Return the page's columns: for every protocol its newest version that the track knows.
 
-    A track without protocols shows the newest that its results have.
+    A track without protocols shows the newest that its results have. The headline's protocol comes
+    first.
     """
     known = [(p["id"], int(p.get("version", 1)), p["hash"]) for p in track.get("protocols", ())]
     if not known:
@@ -88,20 +124,23 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
     newest = {name: max((v, h) for n, v, h in known if n == name) for name, _, _ in known}
     columns = []
     for name, (version, protocol_hash) in newest.items():
-        metrics = METRICS.get(name)
-        if metrics is None:
-            found = {
-                metric
-                for result in results
-                if protocol_hash in result.evaluations
-                for metric in scores(result.evaluations[protocol_hash])
-            }
-            metrics = [(metric, f"{name}: {metric}") for metric in sorted(found)]
+        found = {
+            metric
+            for result in results
+            if protocol_hash in result.evaluations
+            for metric in scores(result.evaluations[protocol_hash])
+        }
+        metrics = METRICS.get(name) or [(metric, f"{name}: {metric}") for metric in sorted(found)]
+        named = [p.get("headline") for p in track.get("protocols", ()) if p["id"] == name]
+        more = WHERE_NAMED.get(name, ())
+        metrics = [m for m in more if {m[0], m[0].removesuffix("_top1")} & set(named)] + [*metrics]
         columns += [
             Column(name, version, protocol_hash, metric, title, validation)
             for metric, title in metrics
         ]
-    return [c for c in columns if not results or any(c.entry(result) for result in results)]
+    columns = [c for c in columns if not results or any(c.entry(result) for result in results)]
+    headline = choose_headline(track, columns)
+    return sorted(columns, key=lambda c: headline is not None and c.protocol != headline.protocol)
 
 
 def choose_headline(track: Mapping[str, Any], columns: Sequence[Column]) -> Column | None:

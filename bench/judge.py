@@ -180,12 +180,13 @@ def all_entries(
 
 def entry(protocol: Protocol, subject: Subject, seed: int) -> dict[str, Any]:
     """Return one protocol's entry of a result."""
-    from bench import results
+    from bench import packing
 
     begun = time.monotonic()
     outcome: Evaluation = protocol.evaluate(subject, seed)
     labels = subject.features.test_labels.numpy() if subject.test else None
     predictions = outcome.predictions if subject.test else {}
+    shares = outcome.shares if subject.test else {}
     return {
         "id": protocol.id,
         "version": protocol.version,
@@ -193,8 +194,10 @@ def entry(protocol: Protocol, subject: Subject, seed: int) -> dict[str, Any]:
         "chosen": outcome.chosen,
         "validation": outcome.validation,
         "metrics": outcome.metrics,
-        "predictions": {k: results.pack_predictions(v) for k, v in predictions.items()},
-        "correct": {k: results.pack_bits(v == labels) for k, v in predictions.items()},
+        "predictions": {k: packing.pack_predictions(v) for k, v in predictions.items()},
+        "correct": {k: packing.pack_bits(v == labels) for k, v in predictions.items()},
+        "shares": {k: packing.pack_counts(v) for k, v in shares.items()},
+        "draws": outcome.draws if subject.test else {},
         "test_reads": int(subject.test),
         "seconds": time.monotonic() - begun,
         "stamps": list(outcome.stamps),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UserError
@@ -112,7 +108,11 @@ class Losses(_Part):
 
 
 class EvaluationEntry(_Part):
-    """A protocol's outcome. `metrics` and `validation` are in percent where they are accuracies."""
+    """A protocol's outcome. `metrics` and `validation` are in percent where they are accuracies.
+
+    `predictions`, `correct` and `shares` hold packed values (`bench.packing`) per test image.
+    `shares` has, for a metric that is a mean over draws, in how many of its `draws` each was right.
+    """
 
     id: str
     version: int
@@ -122,6 +122,8 @@ class EvaluationEntry(_Part):
     metrics: dict[str, float] = {}
     predictions: dict[str, str] = {}
     correct: dict[str, str] = {}
+    shares: dict[str, str] = {}
+    draws: dict[str, Annotated[int, Field(ge=1, le=255)]] = {}
     test_reads: int = 1
     seconds: float = 0.0
     stamps: list[str] = []
@@ -163,8 +165,16 @@ class Result(_Part):
         return int(self.spec["seed"])
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON document, its content hash computed anew."""
+        """Return the JSON document, its content hash computed anew.
+
+        What younger versions added is left out where it is empty, so that an older result that is
+        written again keeps its bytes.
+        """
         document = self.model_dump(mode="json", by_alias=True)
+        for entry in document["evaluations"].values():
+            for name in ("shares", "draws"):
+                if not entry[name]:
+                    del entry[name]
         document["content_sha256"] = content_sha256(document)
         return document
 
@@ -275,63 +285,6 @@ def read_all(folder: Path | str) -> tuple[list[Result], list[str]]:
         except UserError as error:
             problems.append(str(error).replace(f"{path}: ", f"{path.name}: ", 1))
     return sorted(results, key=lambda result: result.run_id), problems
-
-
-def pack_predictions(classes: np.ndarray) -> str:
-    """Return class indices (N,) in [0, 65535] as base64 of zlib of uint16 little-endian.
-
-    Raises:
-        ValueError: an index does not fit, or is not whole.
-    """
-    values = np.asarray(classes)
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(f"predictions are whole numbers (N,), got {values.dtype} {values.shape}")
-    if len(values) and not (values.min() >= 0 and values.max() <= 0xFFFF):
-        raise ValueError(f"class indices lie in 0..65535, got {values.min()}..{values.max()}")
-    return _pack(values.astype("<u2").tobytes())
-
-
-def unpack_predictions(text: str, count: int) -> np.ndarray:
-    """Return the class indices of `count` images, uint16 (N,).
-
-    Raises:
-        UserError: the text is damaged or of another length.
-    """
-    return np.frombuffer(_unpack(text, 2 * count), dtype="<u2").astype(np.uint16)
-
-
-def pack_bits(correct: np.ndarray) -> str:
-    """Return truths (N,) as base64 of zlib of numpy's packed bits."""
-    values = np.asarray(correct)
-    if values.ndim != 1 or values.dtype != bool:
-        raise ValueError(f"expected bool (N,), got {values.dtype} {values.shape}")
-    return _pack(np.packbits(values).tobytes())
-
-
-def unpack_bits(text: str, count: int) -> np.ndarray:
-    """Return the truths of `count` images, bool (N,).
-
-    Raises:
-        UserError: the text is damaged or of another length.
-    """
-    packed = np.frombuffer(_unpack(text, (count + 7) // 8), dtype=np.uint8)
-    return np.unpackbits(packed, count=count).astype(bool)
-
-
-def _pack(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 9)).decode("ascii")
-
-
-def _unpack(text: str, size: int) -> bytes:
-    """Return exactly `size` bytes, inflating no more than that."""
-    try:
-        inflate = zlib.decompressobj()
-        data = inflate.decompress(base64.b64decode(text, validate=True), size + 1)
-    except (binascii.Error, zlib.error, ValueError) as error:
-        raise UserError(f"packed values are damaged: {error}") from error
-    if len(data) != size or not (inflate.eof or size == 0):
-        raise UserError(f"packed values hold {len(data)} bytes or more, expected {size}")
-    return data
 
 
 def group(result: Result) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from bench import statistics, trackcheck
 from bench.columns import Column, choose_columns, choose_headline
 from bench.errors import UserError
-from bench.results import Result, group, unpack_bits
+from bench.results import Result, group
 from bench.trackcheck import TrackCheck
 
 RANKED_SEEDS = 5  # a committed board's; fewer are shown and not ranked
@@ -309,7 +309,8 @@ def _faults(
 def _correct(
     rows: Sequence[TableRow], columns: Sequence[Column]
 ) -> tuple[dict[Column, dict[str, np.ndarray]], dict[str, str]]:
-    """Return column -> row's key -> bool (n, N), and key -> problem of rows that cannot be read."""
+    """Return column -> row's key -> what each of n seeds had right of N images, (n, N), and
+    key -> problem of rows that cannot be read. Bool, or the share of draws in [0, 1]."""
     correct: dict[Column, dict[str, np.ndarray]] = {column: {} for column in columns}
     damaged: dict[str, str] = {}
     counts = Counter(result.data.test_images for row in rows for result in row.good)
@@ -317,14 +318,14 @@ def _correct(
     for row in rows:
         for column in columns:
             entries = [entry for entry in map(column.entry, row.good) if entry]
-            packed = [answers for answers in map(column.answers, entries) if answers]
             try:
-                bits = [unpack_bits(answers, num_images) for answers in packed]
+                found = [column.answers(entry, num_images) for entry in entries]
             except UserError as error:
                 damaged[row.key] = f"{row.first.run_id}.json and its other seeds: {error}"
                 break
-            if bits and len(bits) == len(row.good):
-                correct[column][row.key] = np.stack(bits)
+            known = [answers for answers in found if answers is not None]
+            if known and len(known) == len(row.good):
+                correct[column][row.key] = np.stack(known)
     for of_column in correct.values():
         for key in damaged:
             of_column.pop(key, None)

@@ -156,16 +156,26 @@ def moderate(variance: float, df: int, prior: Prior) -> tuple[float, float]:
     return drawn, min(total, prior.pooled_df)
 
 
-def cell(accuracies: Sequence[float], num_images: int, prior: Prior | None = None) -> Cell:
+def cell(
+    accuracies: Sequence[float],
+    num_images: int,
+    prior: Prior | None = None,
+    *,
+    design_effect: float = 1.0,
+) -> Cell:
     """Return the mean of accuracies in percent and its 95 % interval.
 
     With several seeds the interval is that of the mean over seeds, with the moderated variance if
     there is a prior; with one seed it is Wilson's for this test set.
+
+    Args:
+        design_effect: the variance over images as a share of p (1 - p), which shares of draws stay
+            below; Wilson's interval is that of num_images / design_effect images.
     """
     percent = np.asarray(accuracies, dtype=np.float64)
     mean = float(percent.mean())
     if len(percent) == 1:
-        return Cell(mean, *_wilson(mean / 100, num_images), n=1)
+        return Cell(mean, *_wilson(mean / 100, num_images / design_effect), n=1)
     logits = logit_accuracy(percent / 100 * num_images, num_images)
     variance, df = float(logits.var(ddof=1)), float(len(percent) - 1)
     if prior is not None:
@@ -197,7 +207,16 @@ def one_more(cell: Cell, num_images: int, *, columns: int = 1) -> tuple[float, f
     return float(max(ends[0], 0.0)), float(min(ends[1], 100.0))
 
 
-def _wilson(share: float, num_images: int) -> tuple[float, float]:
+def _design_effect(correct: np.ndarray) -> float:
+    """Return the variance over images of a row's shares (n, N) as a share of p (1 - p)."""
+    if correct.dtype == bool:
+        return 1.0
+    share = float(correct.mean())
+    binomial = share * (1 - share)
+    return float(np.clip(correct.mean(axis=0).var() / binomial, 1e-3, 1.0)) if binomial else 1.0
+
+
+def _wilson(share: float, num_images: float) -> tuple[float, float]:
     """Return the 95 % score interval of a binomial share, in percent (Wilson 1927)."""
     z = float(ndtri(1 - LEVEL / 2))
     shrink = 1 + z * z / num_images
@@ -218,8 +237,9 @@ def compare(
     """Compare the rows of one column.
 
     Args:
-        columns: name -> bool (n, N): whether each of n >= 1 seeds was right on each of the N test
-            images, the same images in the same order for all.
+        columns: name -> (n, N): whether each of n >= 1 seeds was right on each of the N test
+            images, bool, or in which share of its draws, in [0, 1]; the same images in the same
+            order for all.
         pool: the trained methods whose seed variances make the prior; default: all but `untrained`.
         untrained: rows with a seed variance of their own kind (floors), not drawn to the prior.
         ranked: rows that are tested against each other; default: all with two seeds or more.
@@ -229,7 +249,7 @@ def compare(
         ValueError: there is no row, a row is empty, or the numbers of test images differ.
     """
     names = tuple(columns)
-    correct = [np.atleast_2d(np.asarray(columns[name], dtype=bool)) for name in names]
+    correct = [np.atleast_2d(np.asarray(columns[name])) for name in names]
     sizes = {array.shape[1] for array in correct}
     if len(sizes) != 1 or 0 in sizes or any(len(array) == 0 for array in correct):
         raise ValueError(f"rows need the same test images and a seed, got N of {sorted(sizes)}")
@@ -254,7 +274,12 @@ def compare(
     errors, pair_df = _pair_errors(correct, slopes, variances / seeds, df, prior, drawn)
 
     cells = {
-        name: cell(100 * counts[i] / num_images, num_images, None if name in untrained else prior)
+        name: cell(
+            100 * counts[i] / num_images,
+            num_images,
+            None if name in untrained else prior,
+            design_effect=_design_effect(correct[i]),
+        )
         for i, name in enumerate(names)
     }
     allowed = names if ranked is None else [name for name in names if name in ranked]

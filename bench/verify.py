@@ -6,7 +6,8 @@ import numpy as np
 
 from bench.errors import UserError
 from bench.identity import run_id
-from bench.results import TERMINAL, EvaluationEntry, Result, unpack_bits, unpack_predictions
+from bench.packing import unpack_bits, unpack_counts, unpack_predictions
+from bench.results import TERMINAL, EvaluationEntry, Result
 
 
 def verify(result: Result, track_id: str) -> str:
@@ -25,6 +26,27 @@ def verify(result: Result, track_id: str) -> str:
                 fault = str(error)
             if fault:
                 return f"{entry.id} {protocol_hash}, {part}: {fault}"
+        for metric in sorted(entry.shares.keys() | entry.draws.keys()):
+            fault = _contradicting_share(result, entry, metric)
+            if fault:
+                return f"{entry.id} {protocol_hash}, {metric}: {fault}"
+    return ""
+
+
+def _contradicting_share(result: Result, entry: EvaluationEntry, metric: str) -> str:
+    """Return how a metric over draws contradicts its counts per image, or ""."""
+    if metric not in entry.shares or metric not in entry.draws or metric not in entry.metrics:
+        return "needs a metric, shares and a number of draws"
+    draws = entry.draws[metric]
+    try:
+        counts = unpack_counts(entry.shares[metric], result.data.test_images)
+    except UserError as error:
+        return str(error)
+    if len(counts) and counts.max() > draws:
+        return f"an image is right in {counts.max()} of {draws} draws"
+    accuracy = 100 * float(counts.mean()) / draws if len(counts) else 0.0
+    if abs(accuracy - entry.metrics[metric]) > 1e-3:
+        return f"is {entry.metrics[metric]!r}, its answers give {accuracy!r}"
     return ""
 
 

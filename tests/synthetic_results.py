@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from bench.identity import protocol_hash, run_id
-from bench.results import Result, pack_bits, pack_predictions, parse
+from bench.packing import pack_bits, pack_counts, pack_predictions, unpack_bits
+from bench.results import Result, parse
 
 LINEAR = protocol_hash("linear_probe", 1, {"values": 13})
+FEW = protocol_hash("few_labels", 1, {"folds": 5})
 KNN = protocol_hash("knn", 1, {"temperature": 0.07})
 NUM_IMAGES = 4400
 LABELS = np.arange(NUM_IMAGES) % 10
@@ -127,6 +129,26 @@ def _answers(
     correct = 0.8 * hardness + 0.2 * generator.uniform(size=NUM_IMAGES) < 0.9 * accuracy + 0.05
     predictions = np.where(correct, LABELS, (LABELS + 1) % 10)
     return 100 * float(correct.mean()), (pack_predictions(predictions), pack_bits(correct))
+
+
+def with_few_labels(run: Result, draws: int = 20) -> Result:
+    """Return a run with few labels beside the rest: its linear probe's answers, made unsure."""
+    generator = np.random.default_rng([zlib.crc32(run.run_id.encode()), draws])
+    right = unpack_bits(run.evaluations[LINEAR].correct["best"], NUM_IMAGES)
+    names = ("k1_top1", "k5_top1", "k10_top1", "k100_top1")
+    counts = {
+        name: generator.binomial(draws, np.where(right, 0.9 + step / 50, 0.02))
+        for step, name in enumerate(names)
+    }
+    document = run.document()
+    document["evaluations"][FEW] = {
+        "id": "few_labels",
+        "version": 1,
+        "metrics": {name: 100 * float(found.mean()) / draws for name, found in counts.items()},
+        "shares": {name: pack_counts(found) for name, found in counts.items()},
+        "draws": dict.fromkeys(counts, draws),
+    }
+    return parse(Result.model_validate(document).document())
 
 
 def board(seeds: int = 5) -> list[Result]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import backbones, results
+from bench import backbones, packing
 from bench.errors import UserError
 from bench.external import evaluate_checkpoint, load_external
 
@@ -101,5 +101,5 @@ def test_external_row_says_that_its_data_are_unknown(tmp_path: Path) -> None:
     assert notes == []
     assert result.row.origin == "external"
     assert result.row.notes == ["external: training data unknown"]
-    hits = results.unpack_bits(entry.correct["top1"], 500)
+    hits = packing.unpack_bits(entry.correct["top1"], 500)
     assert entry.metrics["top1"] == pytest.approx(100 * hits.mean())

@@ -10,10 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic_results import KNN, LINEAR, NUM_IMAGES, board, result, track
+from synthetic_results import (
+    FEW,
+    KNN,
+    LINEAR,
+    NUM_IMAGES,
+    board,
+    result,
+    track,
+    with_few_labels,
+)
 
 from bench.cells import decimals, link, numbers, paper, passes, plus_minus, short, text
 from bench.leaderboard import render_index, render_track
+from bench.packing import unpack_counts
 from bench.statistics import Cell, compare
 
 HERE = Path(__file__).parent
@@ -282,14 +292,71 @@ def test_two_protocol_hashes_never_share_a_column():
 
 
 def test_a_protocol_that_the_page_does_not_know_shows_its_metrics():
-    extra = {"id": "few_labels", "version": 1, "metrics": {"k1_top1": 41.5, "gap": 0.25}}
+    extra = {"id": "turn_probe", "version": 1, "metrics": {"k1_top1": 41.5, "gap": 0.25}}
     runs = seeds("contrast_net", 5)
     for run in runs:
         run.evaluations["e" * 12] = type(run.evaluations[KNN]).model_validate(extra)
-    protocols = [{"id": "few_labels", "version": 1, "hash": "e" * 12, "headline": "k1"}]
+    protocols = [{"id": "turn_probe", "version": 1, "hash": "e" * 12, "headline": "k1"}]
     found = row(render_track(track(protocols=protocols), runs), "contrast")
-    assert found["few_labels: k1_top1"].startswith("41.5 ±")
-    assert found["few_labels: gap"] == "0.250"
+    assert found["turn_probe: k1_top1"].startswith("41.5 ±")
+    assert found["turn_probe: gap"] == "0.250"
+
+
+def test_a_label_scarce_headline_stands_first_and_ranks_by_its_shares():
+    runs = [with_few_labels(run) for run in board()]
+    protocols = [
+        {"id": "linear_probe", "version": 1, "hash": LINEAR, "headline": ""},
+        {"id": "knn", "version": 1, "hash": KNN},
+        {"id": "few_labels", "version": 1, "hash": FEW, "headline": "k5_top1"},
+    ]
+    page = render_track(track(protocols=protocols), runs)
+    assert list(row(page, "TurnNet"))[3:8] == [
+        "1 label/class",
+        "5 labels/class",
+        "10 labels/class",
+        "100 labels/class",
+        "linear, best stage",
+    ]
+    of_five = {
+        run.run_id: unpack_counts(run.evaluations[FEW].shares["k5_top1"], NUM_IMAGES) / 20
+        for run in runs
+        if run.method in ("contrast_net", "queue_net", "turn_net")
+    }
+    answers: dict = {}
+    for key, share in of_five.items():
+        answers.setdefault(key.split("-")[0], []).append(share)
+    comparison = compare(answers)
+    assert row(page, "TurnNet")["rank"] == "3"
+    assert comparison.ranks["turn_net"] == (3, 3)
+    assert "in “5 labels/class” that the tests leave open" in page
+    assert "difference in “5 labels/class” that this board shows" in page
+    assert "**" in row(page, "ContrastNet")["5 labels/class"]
+    assert "not above" not in row(page, "TurnNet")["status"]
+    index = render_index([(track(protocols=protocols), runs)])
+    assert f" {row(page, 'Supervised')['5 labels/class']} |" in index
+
+
+def test_a_named_headline_has_a_column_though_pages_do_not_show_it():
+    runs = seeds("contrast_net", 5)
+    for run in runs:
+        run.evaluations[FEW] = type(run.evaluations[KNN]).model_validate(
+            {"id": "few_labels", "version": 1, "metrics": {"k5_best_top1": 41.5, "k1_top1": 9.0}}
+        )
+    few = {"id": "few_labels", "version": 1, "hash": FEW}
+    unnamed = row(render_track(track(protocols=[few]), runs), "contrast")
+    assert "5 labels/class, best stage" not in unnamed
+    named = render_track(track(protocols=[few | {"headline": "k5_best"}]), runs)
+    assert row(named, "contrast")["5 labels/class, best stage"].startswith("41.5")
+    assert "difference in “5 labels" not in named  # one row: no pair
+
+
+def test_damaged_shares_leave_the_row_out():
+    runs = [with_few_labels(run) for run in board()]
+    runs[-2].evaluations[FEW].draws["k5_top1"] = 3
+    protocols = [{"id": "few_labels", "version": 1, "hash": FEW, "headline": "k5_top1"}]
+    page = render_track(track(protocols=protocols), runs)
+    assert "of 3 draws" in page.split("## Left out")[1]
+    assert not [found for found in rows(page) if "TurnNet" in found["method"]]
 
 
 def test_costs_are_of_the_median_run_and_the_largest_memory():
@@ -315,7 +382,7 @@ def test_the_head_and_the_notes_say_what_a_number_needs():
 
 
 def test_the_resolvable_difference_is_that_of_the_comparison():
-    from bench.results import unpack_bits
+    from bench.packing import unpack_bits
 
     runs = [run for run in board() if run.method in ("contrast_net", "queue_net", "turn_net")]
     answers: dict = {}

@@ -12,8 +12,9 @@ from synthetic_results import LINEAR, NUM_IMAGES, board, result, track
 
 from bench.errors import UserError
 from bench.identity import digest
+from bench.packing import pack_bits, pack_counts, pack_predictions
 from bench.publish import check, publish, render_all, write_track
-from bench.results import Result, pack_bits, pack_predictions, read, write
+from bench.results import Result, read, write
 
 
 def runs_folder(tmp_path: Path, results: list[Result] | None = None) -> Path:
@@ -222,6 +223,36 @@ def one_class_too_often(run: Result) -> Result:
     return with_linear(run, predictions=entry.predictions | {"best": packed})
 
 
+def with_shares(run: Result, **changes: object) -> Result:
+    counts = np.arange(NUM_IMAGES) % 11
+    entry = {
+        "id": "few_labels",
+        "version": 1,
+        "metrics": {"k5_top1": 100 * float(counts.mean()) / 10},
+        "shares": {"k5_top1": pack_counts(counts)},
+        "draws": {"k5_top1": 10},
+    }
+    document = run.document()
+    document["evaluations"]["f" * 12] = entry | changes
+    return Result.model_validate(document)
+
+
+def wrong_mean_share(run: Result) -> Result:
+    return with_shares(run, metrics={"k5_top1": 50.1})
+
+
+def shares_without_draws(run: Result) -> Result:
+    return with_shares(run, draws={})
+
+
+def shares_above_the_draws(run: Result) -> Result:
+    return with_shares(run, draws={"k5_top1": 9})
+
+
+def short_shares(run: Result) -> Result:
+    return with_shares(run, shares={"k5_top1": pack_counts(np.ones(8, int))})
+
+
 def other_spec(run: Result) -> Result:
     return run.model_copy(update={"spec": run.spec | {"batch_size": 256}})
 
@@ -242,6 +273,10 @@ def other_track(run: Result) -> Result:
         (no_predictions, "no predictions"),
         (unknown_class, "do not fit 10 classes"),
         (one_class_too_often, "more images of a class are right"),
+        (wrong_mean_share, "k5_top1: is 50.1, its answers give 50.0"),
+        (shares_without_draws, "k5_top1: needs a metric, shares and a number of draws"),
+        (shares_above_the_draws, "k5_top1: an image is right in 10 of 9 draws"),
+        (short_shares, "k5_top1: packed values hold"),
         (other_spec, "its spec gives the run id"),
         (unfinished, "ended as timeout; run it again"),
         (other_track, "is of the track digits"),
@@ -257,6 +292,11 @@ def test_a_result_that_contradicts_itself_stops_the_publishing(tmp_path, change,
     assert runs[1].run_id in str(error.value)
     assert "\n" not in str(error.value)
     assert tree(boards) == before
+
+
+def test_results_with_shares_are_published(tmp_path):
+    boards = published(tmp_path, [with_shares(run) for run in board()])
+    assert check(boards) == []
 
 
 def test_an_altered_file_stops_the_publishing(tmp_path):

@@ -17,8 +17,9 @@ from bench import cli, publish, session, verdict
 from bench.draw import choose
 from bench.errors import UnknownName, UserError
 from bench.ledger import read as read_ledger
+from bench.packing import pack_bits
 from bench.reproductions import FILE, read
-from bench.results import Result, pack_bits, parse, write
+from bench.results import Result, parse, write
 from bench.results import read as read_result
 from bench.runner import Options
 

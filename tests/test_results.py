@@ -15,17 +15,21 @@ from synthetic_results import KNN, LINEAR, result
 from bench import results
 from bench.errors import UserError
 from bench.identity import digest
+from bench.packing import (
+    pack_bits,
+    pack_counts,
+    pack_predictions,
+    unpack_bits,
+    unpack_counts,
+    unpack_predictions,
+)
 from bench.results import (
     EvaluationEntry,
     add_evaluation,
     frame,
     group,
-    pack_bits,
-    pack_predictions,
     read,
     read_all,
-    unpack_bits,
-    unpack_predictions,
     write,
 )
 
@@ -211,6 +215,26 @@ def test_packed_answers_come_back(count):
     classes, truths = rng.integers(0, 65536, count), rng.integers(0, 2, count).astype(bool)
     assert np.array_equal(unpack_predictions(pack_predictions(classes), count), classes)
     assert np.array_equal(unpack_bits(pack_bits(truths), count), truths)
+    counts = rng.integers(0, 256, count)
+    assert np.array_equal(unpack_counts(pack_counts(counts), count), counts)
+
+
+@pytest.mark.parametrize("counts", [[-1], [256], [0.5], [[1]]])
+def test_what_is_no_count_is_not_packed(counts):
+    with pytest.raises(ValueError, match="counts"):
+        pack_counts(np.array(counts))
+
+
+def test_a_result_from_before_shares_keeps_its_bytes_and_a_share_is_stored(tmp_path):
+    path = stored(tmp_path)
+    before = path.read_bytes()
+    assert b"shares" not in before
+    write(path, read(path))
+    assert path.read_bytes() == before
+    shares, draws = {"k1_top1": pack_counts(np.arange(4))}, {"k1_top1": 3}
+    entry = EvaluationEntry(id="few_labels", version=1, shares=shares, draws=draws)
+    add_evaluation(path, "abc123abc123", entry)
+    assert read(path).evaluations["abc123abc123"] == entry
 
 
 def test_the_packed_form_is_the_schemas():

@@ -96,6 +96,73 @@ def test_the_resolvable_difference_is_found_in_about_four_of_five_boards():
     assert 0.70 <= np.mean(found) <= 0.95
 
 
+def simulate_draws(
+    rng: np.random.Generator,
+    *,
+    methods: int,
+    seeds: int,
+    draws: int = 10,
+    images: int = 300,
+    lead: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """Return the share of draws in which methods have each image right, (n, N).
+
+    They are equal, but for `lead` seed sds of the first. A seed's draws of labelled images are the
+    same for all methods: each moves all methods alike, and each method a little by itself.
+    """
+    seed = 0.15 * rng.standard_normal((methods, seeds, 1, 1))
+    seed[0] += lead * np.sqrt(0.15**2 + (0.4**2 + 0.2**2) / draws)
+    drawn = 0.4 * rng.standard_normal((1, seeds, draws, 1))
+    own = 0.2 * rng.standard_normal((methods, seeds, draws, 1))
+    ease = rng.standard_normal((1, 1, 1, images))
+    taste = 0.3 * rng.standard_normal((methods, 1, 1, images))
+    noise = rng.standard_normal((methods, seeds, draws, images), dtype=np.float32)
+    right = 0.3 + seed + drawn + own + ease + taste + noise > 0
+    return {f"method{i:02d}": share for i, share in enumerate(right.mean(axis=2))}
+
+
+@pytest.mark.parametrize(("methods", "seeds"), [(6, 3), (6, 5), (12, 5)])
+def test_equal_methods_of_many_draws_are_rarely_separated(methods, seeds):
+    rng = np.random.default_rng([methods, seeds])
+    boards = 400
+    false = sum(separated(simulate_draws(rng, methods=methods, seeds=seeds)) for _ in range(boards))
+    assert false / boards <= 0.07
+
+
+def test_a_lead_over_many_draws_is_found():
+    rng = np.random.default_rng(8)
+    found = []
+    for _ in range(60):
+        board = simulate_draws(rng, methods=4, seeds=5, lead=4.0)
+        found.append(compare(board).ranks["method00"] == (1, 1))
+    assert np.mean(found) >= 0.90
+
+
+def test_shares_of_one_draw_are_truths():
+    board = simulate(np.random.default_rng(2), methods=4, seeds=3)
+    plain, shares = compare(board), compare({k: v.astype(float) for k, v in board.items()})
+    assert shares.p_values == pytest.approx(plain.p_values)
+    assert shares.cells == plain.cells
+    single = {name: right[:1] for name, right in board.items()}
+    floats = compare({name: right.astype(float) for name, right in single.items()})
+    for name, shown in compare(single).cells.items():
+        assert floats.cells[name].low == pytest.approx(shown.low)
+
+
+def test_a_single_run_of_draws_has_the_interval_of_its_images():
+    """Over many test sets: about 95 % hold the truth, and truths' interval would be wider."""
+    rng = np.random.default_rng(6)
+    held, widths = [], []
+    for _ in range(400):
+        chance = rng.choice([0.1, 0.5, 0.9], 200)
+        share = rng.binomial(20, chance) / 20
+        shown = compare({"one": share[None]}).cells["one"]
+        held.append(shown.low <= 50.0 <= shown.high)
+        widths.append(shown.half_width / cell([100 * share.mean()], 200).half_width)
+    assert 0.92 <= np.mean(held) <= 0.98
+    assert np.mean(widths) < 0.8
+
+
 def test_one_method_under_two_names_ties():
     rng = np.random.default_rng(3)
     boards, ties = 300, 0

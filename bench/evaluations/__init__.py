@@ -41,6 +41,9 @@ class Evaluation:
         chosen: what was chosen on validation.
         predictions: class index per test image and column, int64 (N,).
         stamps: remarks that travel with the numbers.
+        shares: per metric that is a mean over draws, in how many of them each test image was named
+            rightly, whole numbers (N,).
+        draws: how many draws those are of, 1 to 255.
     """
 
     metrics: dict[str, float]
@@ -48,6 +51,8 @@ class Evaluation:
     chosen: dict[str, Any]
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     stamps: tuple[str, ...] = ()
+    shares: dict[str, np.ndarray] = field(default_factory=dict)
+    draws: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
