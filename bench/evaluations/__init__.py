@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.data import Dataset, Split
     from bench.features import Features
 
-NAMES = ("linear_probe", "knn", "background_probe")
+NAMES = ("linear_probe", "knn", "few_labels", "linear_raw", "background_probe")
 
 
 class NonFinite(Exception):

@@ -7,11 +7,13 @@ Two columns: the last stage, and the best stage by validation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from bench.evaluations import Evaluation
-from bench.evaluations.logistic import solve, standardiser
+from bench.evaluations.logistic import Standardiser, solve, standardiser
 from bench.features import Features
 
 ID = "linear_probe"
@@ -29,9 +31,17 @@ SETTINGS = {
 
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
     """Return top-1 (and top-5 above five classes) of the last and of the best stage."""
+    return probe(features, settings, standardiser)
+
+
+def probe(
+    features: Features, settings: dict, scaling: Callable[[Tensor], Standardiser]
+) -> Evaluation:
+    """Return the outcome with features (N, D) mapped as `scaling` of the fitted images says."""
     stamps: list[str] = []
     winners = {
-        stage: _select(features, stage, settings, stamps) for stage in reversed(features.train)
+        stage: _select(features, stage, settings, scaling, stamps)
+        for stage in reversed(features.train)
     }
     best = max(winners, key=lambda stage: winners[stage][1])  # ties: the later stage
     chosen = {
@@ -44,7 +54,7 @@ def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
         return Evaluation({}, validation, chosen, stamps=tuple(stamps))
     metrics, predictions = {}, {}
     logits = {
-        stage: _refit(features, stage, winners[stage][0], settings, stamps)
+        stage: _refit(features, stage, winners[stage][0], settings, scaling, stamps)
         for stage in dict.fromkeys(("last", best))
     }
     for column, stage in (("last", "last"), ("best", best)):
@@ -70,10 +80,14 @@ def _decade(value: float) -> float:
 
 
 def _select(
-    features: Features, stage: str, settings: dict, stamps: list[str]
+    features: Features,
+    stage: str,
+    settings: dict,
+    scaling: Callable[[Tensor], Standardiser],
+    stamps: list[str],
 ) -> tuple[float, float]:
     """Return the l2 that is best on validation, and its accuracy in percent; ties: the larger."""
-    scale = standardiser(features.train[stage])
+    scale = scaling(features.train[stage])
     if scale.dead:
         stamps.append(f"{stage}: {scale.dead} dead features dropped")
     train, validation = scale(features.train[stage]), scale(features.validation[stage])
@@ -111,11 +125,18 @@ def _beyond(edge: float, upwards: bool, decades: int) -> list[float]:
     return [float(f"{edge * 10 ** (sign * step):.6g}") for step in range(1, decades + 1)]
 
 
-def _refit(features: Features, stage: str, l2: float, settings: dict, stamps: list[str]) -> Tensor:
+def _refit(
+    features: Features,
+    stage: str,
+    l2: float,
+    settings: dict,
+    scaling: Callable[[Tensor], Standardiser],
+    stamps: list[str],
+) -> Tensor:
     """Return test logits (N, C) of the probe fitted on training and validation images."""
     both = torch.cat([features.train[stage], features.validation[stage]])
     labels = torch.cat([features.train_labels, features.validation_labels])
-    scale = standardiser(both)
+    scale = scaling(both)
     solution = solve(
         scale(both),
         labels,
