@@ -56,7 +56,7 @@ class Recipe:
     tilt: float = 0.17
     # Classes of like shape stand apart: T-shirt, pullover, coat and shirt 0.2 turns or more.
     hues: tuple[float, ...] = (0.0, 0.1, 0.3, 0.7, 0.5, 0.2, 0.8, 0.6, 0.4, 0.9)
-    hue_spread: float = 0.25
+    hue_spread: float = 0.34
     saturation: tuple[float, float] = (0.45, 0.9)
     brightness: tuple[float, float] = (0.7, 1.0)
     darkest: int = 48
