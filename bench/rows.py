@@ -100,12 +100,13 @@ class Board:
         others = [other for other in others if other.key in comparison.names]
         stamps = set()
         for other in others:
-            low, _ = comparison.difference(row.key, other.key)
+            low, high = comparison.difference(row.key, other.key)
             if other.is_floor and low <= 0:
                 harness = other.first.row.origin == "floor"
                 stamps.add("not above pixels" if harness else "not above random")
-            if other.is_reference and low > 0 and not row.first.row.uses_labels:
-                stamps.add("above the label reference: check for labels")
+            if other.is_reference and high >= 0 and not row.first.row.uses_labels:
+                above = "above the label reference: check for labels"
+                stamps.add(above if low > 0 else "not below the label reference")
         return sorted(stamps)
 
 

@@ -210,6 +210,13 @@ def test_a_label_free_row_above_the_reference_is_stamped():
     assert row(page, "oracle")["status"] == "**above the label reference: check for labels**"
 
 
+def test_a_label_free_row_as_good_as_the_reference_is_stamped():
+    """As one would be that was trained on labels it found somewhere."""
+    twin = seeds("twin", 5, 0.97)  # the reference's accuracy
+    page = render_track(track(), [*board(), *twin])
+    assert row(page, "twin")["status"] == "**not below the label reference**"
+
+
 def test_what_a_probe_said_is_a_note_with_its_seeds():
     runs = seeds("contrast_net", 5)
     for run in runs[1:4]:
