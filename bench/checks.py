@@ -81,6 +81,15 @@ def _seed(evidence: Evidence) -> Verdict:
     return PASSED
 
 
+def _labels(evidence: Evidence) -> Verdict:
+    plain, other = evidence["short"][0], evidence["relabelled"][0]
+    if other.records[0]["uses_labels"]:
+        return "skipped", "the card says that it uses labels"
+    if plain.sha256 != other.sha256:
+        return "failed", "other labels left other bytes, and the card says that it uses none"
+    return PASSED
+
+
 def _resume(evidence: Evidence) -> Verdict:
     whole, (stopped, resumed) = evidence["short"][0], evidence["resumed"]
     if stopped.status != "stopped":
@@ -137,6 +146,7 @@ RULES = {
     "loss": _Rule("the loss falls over 60 steps on 64 images", ("long",), _loss),
     "gradients": _Rule("every parameter behind the features is trained", ("repeated",), _gradients),
     "seed": _Rule("the seed alone decides the bytes", ("short", "repeated", "other"), _seed),
+    "labels": _Rule("labels have no part in it", ("short", "relabelled"), _labels),
     "resume": _Rule("a stopped run goes on to the same bytes", ("short", "resumed"), _resume),
     "finished": _Rule("a finished run takes no further step", ("repeated",), _finished),
     "backbone": _Rule("the backbone returned is of the given architecture", ("short",), _backbone),

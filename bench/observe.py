@@ -47,8 +47,8 @@ def observed(
 ) -> tuple[Callable[..., MethodCard], Callable[..., nn.Module]]:
     """Return hooks that do what those of `plugin` do, and leave `observed-<rank>.json` in `folder`.
 
-    The record: `floor`, whether the card says so; `begun`, `ended`, steps when pretrain was called
-    and left; `stopped`, whether a signal ended it; `fit`, whether the engine's loop ran;
+    The record: `floor` and `uses_labels`, as the card says; `begun`, `ended`, steps when pretrain
+    was called and left; `stopped`, whether a signal ended it; `fit`, whether the engine's loop ran;
     `influential`, the backbone's parameters that its features depend on; `gradients`, {parameter:
     largest absolute gradient}; `writes`, paths outside the folder; `parameters`, {name: sha256} of
     the module that pretrain returned, if it did.
@@ -70,6 +70,7 @@ def observed(
     def pretrain(backbone: nn.Module, config: Any, engine: Engine) -> nn.Module:
         record: dict[str, Any] = {"begun": engine.step_index, "fit": False, "stopped": False}
         record["floor"] = describe().role == "floor"
+        record["uses_labels"] = describe().uses_labels
         record["influential"] = influential(backbone, engine.image_size)
         record["gradients"] = gradients = dict.fromkeys(record["influential"], 0.0)
         for name, parameter in backbone.named_parameters():

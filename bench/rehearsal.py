@@ -18,6 +18,7 @@ from bench.probe import fork_server
 IMAGES, IMAGE_SIZE, CLASSES, BATCH_SIZE = 64, 32, 4, 32
 LONG, SHORT, STOP = 60, 12, 5  # steps of the longest run, of the others, before a stop
 JOBS = 2
+RELABELLED = "relabelled.npz"
 RUN_SECONDS, STALL_SECONDS = 90.0, 60.0
 CONVOLUTIONAL = {
     "name": "test_resnet",
@@ -54,6 +55,7 @@ class Run:
     Attributes:
         stop_at: the step, from 0, in which the first part gets a SIGTERM; the second goes on.
         repeat: train again in the finished folder.
+        relabelled: on the same images with other labels.
     """
 
     steps: int = SHORT
@@ -61,6 +63,7 @@ class Run:
     processes: int = 1
     stop_at: int | None = None
     repeat: bool = False
+    relabelled: bool = False
 
 
 RUNS = {
@@ -70,6 +73,7 @@ RUNS = {
     "repeated": Run(repeat=True),
     "short": Run(),
     "other": Run(seed=1),
+    "relabelled": Run(relabelled=True),
 }
 
 
@@ -100,6 +104,8 @@ def track(data: Path, transformer: bool) -> plan.Track:
 def carry_out(name: str, spec: plan.RunSpec, runs_dir: Path) -> list[Part]:
     """Train as `RUNS[name]` says; return its parts, of which the last is the finished one."""
     run = RUNS[name]
+    if run.relabelled:
+        spec = _on_other_labels(spec)
     options = runner.Options(
         runs_dir,
         processes=run.processes,
@@ -126,6 +132,15 @@ def carry_out(name: str, spec: plan.RunSpec, runs_dir: Path) -> list[Part]:
     elif run.stop_at is not None:
         parts.append(parts[0])
     return parts
+
+
+def _on_other_labels(spec: plan.RunSpec) -> plan.RunSpec:
+    """Return the run on the archive that `write_images` wrote beside the spec's own."""
+    data = Path(spec.dataset.partition(":")[2])
+    facts = spec.spec["data"] | {"name": RELABELLED}  # or it would find the arrays of the other
+    return dataclasses.replace(
+        spec, dataset=f"npz:{data.with_name(RELABELLED)}", spec=spec.spec | {"data": facts}
+    )
 
 
 def _train(folder: Path, records: int) -> Part:
@@ -190,7 +205,8 @@ def _misfit(folder: Path, spec: dict[str, Any], sha256: str) -> str:
 
 def write_images(path: Path) -> Path:
     """Write the archive that checks train on: gratings of one direction per class under a light
-    from above, uint8 (N, 32, 32, 3). Its test images are no numbers, so that reading them fails."""
+    from above, uint8 (N, 32, 32, 3). Its test images are no numbers, so that reading them fails.
+    Beside it stands RELABELLED: the same images, the labels of training shuffled among them."""
     import numpy as np
 
     generator = np.random.Generator(np.random.PCG64(0))
@@ -203,13 +219,15 @@ def write_images(path: Path) -> Path:
     tints = generator.uniform(30, 70, (len(labels), 1, 1, 3))
     pixels = 20 + waves[..., None] * tints + generator.normal(0, 6, (*waves.shape, 3))
     images = pixels.clip(0, 255).astype(np.uint8)
-    np.savez(
-        path,
-        x_train=images[:IMAGES],
-        y_train=labels[:IMAGES],
-        x_val=images[IMAGES:],
-        y_val=labels[IMAGES:],
-        x_test=np.array(["no check reads a test image"]),
-        y_test=np.array(["nor a test label"]),
-    )
+    arrays = {
+        "x_train": images[:IMAGES],
+        "y_train": labels[:IMAGES],
+        "x_val": images[IMAGES:],
+        "y_val": labels[IMAGES:],
+        "x_test": np.array(["no check reads a test image"]),
+        "y_test": np.array(["nor a test label"]),
+    }
+    np.savez(path, **arrays)
+    arrays["y_train"] = generator.permutation(arrays["y_train"])
+    np.savez(path.with_name(RELABELLED), **arrays)
     return path

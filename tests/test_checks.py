@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from bench.errors import UnknownName, UserError
 
 SOUND = '''"""Predict the mean colour of an image."""
 
+import json
+import numpy
 import torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +68,13 @@ BREACHES = {
         "no gradient reached conv1.weight",
     ),
     "seed": ("    model = Model", "    torch.seed()\n    model = Model", "one seed left different"),
+    "labels": (
+        "    model = Model",
+        "    data = Path(json.loads((engine.folder / 'run.json').read_text())['dataset'])\n"
+        "    labels = numpy.load(Path(__file__).with_name(data.name))['y_train']\n"
+        "    torch.manual_seed(int(numpy.arange(len(labels)) @ labels))\n    model = Model",
+        "other labels left other bytes",
+    ),
     "resume": ("return loss", "return loss * self.calls", "after 6 of 12 steps, it left other"),
     "finished": (
         "    return model\n",
@@ -102,9 +113,23 @@ def test_a_sound_plugin_passes_every_check(tmp_path: Path) -> None:
     assert {check.id: check.status for check in found} == dict.fromkeys(checks.RULES, "passed")
 
 
+WRITE_IMAGES = rehearsal.write_images
+
+
+def write_copies(folder: Path, path: Path) -> Path:
+    WRITE_IMAGES(path)
+    for archive in path.parent.glob("*.npz"):
+        shutil.copy(archive, folder)
+    return path
+
+
 @pytest.mark.parametrize("check", BREACHES)
-def test_a_breach_is_found_and_named(tmp_path: Path, check: str) -> None:
+def test_a_breach_is_found_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
     old, new, detail = BREACHES[check]
+    if check == "labels":  # the breach has copies of the data that no harness can hide
+        monkeypatch.setattr(rehearsal, "write_images", partial(write_copies, tmp_path))
     (found,) = checks.run_checks(plugin(tmp_path, old, new), only=[check])
     assert (found.id, found.status) == (check, "failed")
     assert detail in found.detail
