@@ -24,14 +24,17 @@ def text(value: object, *, longest: int = LONGEST_TEXT) -> str:
     Line breaks and runs of spaces become one space; control, bidirectional and zero-width
     characters are dropped; no markup, HTML, link, address or table cell can begin.
     """
-    line = " ".join(str(value).split())
-    line = "".join(mark for mark in line if not _is_hidden(mark))
-    if len(line) > longest:
-        line = line[: longest - 1] + "…"
-    line = line.translate(_ENTITIES)
+    line = one_line(value, longest=longest).translate(_ENTITIES)
     line = re.sub(r"(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])", "&#95;", line)
     line = re.sub(r"(?i)(www)\.", r"\1&#46;", line).replace("://", "&#58;//")
     return "".join(mark if _is_plain(mark) else f"&#{ord(mark)};" for mark in line)
+
+
+def one_line(value: object, *, longest: int = LONGEST_TEXT) -> str:
+    """Return a value on one line without hidden characters, cut at `longest`; not escaped."""
+    line = " ".join(str(value).split())
+    line = "".join(mark for mark in line if not _is_hidden(mark))
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def _is_hidden(mark: str) -> bool:

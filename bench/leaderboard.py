@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -61,14 +62,9 @@ def render_track(
     def stale(row: TableRow) -> bool:
         return is_stale(row, current or {}, engine)
 
-    lines = [] if board.headline is None or board.headline.validation else list(ledger)
-    reads = {row.key: test_reads(lines, row.first, track) for row in board.rows} if lines else {}
     main = [row for row in board.rows if row.section == "main"]
     blocks = [f"# {text(track.get('title') or track['id'])}", *_opening(track, board)]
-
-    def table_of(shown: Sequence[TableRow]) -> str:
-        return rows_table(board, shown, stale=stale, reads=reads, reproduced=again)
-
+    table_of = partial(page_table, track, board, stale=stale, reproduced=again, ledger=ledger)
     blocks.append(table_of(main) if main else "No results yet.")
     if main:
         blocks.append(_legend(board, dated=any(row.key in again for row in board.rows)))
@@ -94,6 +90,27 @@ def render_track(
         lines = "\n".join(f"- {text(problem, longest=300)}" for problem in board.problems)
         blocks += ["## Left out", lines]
     return "\n\n".join(blocks) + "\n"
+
+
+def page_table(
+    track: Track,
+    board: Board,
+    rows: Sequence[TableRow],
+    *,
+    stale: Callable[[TableRow], bool],
+    reproduced: Mapping[str, str],
+    ledger: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return some rows of a page as its table shows them.
+
+    Args:
+        stale: says whose code is not today's.
+        reproduced: row's key -> its cell of the column `last reproduced`.
+        ledger: as for `render_track`.
+    """
+    lines = [] if board.headline is None or board.headline.validation else ledger
+    reads = {row.key: test_reads(lines, row.first, track) for row in board.rows} if lines else {}
+    return rows_table(board, rows, stale=stale, reads=reads, reproduced=reproduced)
 
 
 def _opening(track: Track, board: Board) -> list[str]:
@@ -263,12 +280,16 @@ def _machine(result: Result) -> str:
     return text(", ".join(said), longest=200)
 
 
-def _protocols(board: Board) -> list[str]:
+def protocols_line(board: Board) -> str:
+    """Return the protocols of a page's columns with their hashes, in markdown."""
     shown = {column.hash: f"{column.protocol} {column.version}" for column in board.columns}
-    notes = []
-    if shown:
-        said = ", ".join(f"{text(name)} `{text(key)}`" for key, name in sorted(shown.items()))
-        notes.append(f"**Protocols:** {said}")
+    said = ", ".join(f"{text(name)} `{text(key)}`" for key, name in sorted(shown.items()))
+    return f"**Protocols:** {said}"
+
+
+def _protocols(board: Board) -> list[str]:
+    shown = {column.hash for column in board.columns}
+    notes = [protocols_line(board)] if shown else []
     others: Counter[tuple[str, int, str]] = Counter()
     for row in board.rows:
         for result in row.results:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UserError
 from bench.files import write_atomically
 from bench.identity import digest
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA = 1
 TERMINAL = ("done", "unsupported", "diverged", "invalid")  # skipped the next time
@@ -298,28 +295,3 @@ def spec_group(spec: Mapping[str, Any]) -> str:
     if isinstance(shared.get("data"), dict):  # the split follows the seed
         shared["data"] = {key: value for key, value in shared["data"].items() if key != "split"}
     return digest(shared)[:10]
-
-
-def frame(results: Iterable[Result]) -> pd.DataFrame:
-    """Return one row per run: identity, status, row, cost and machine, and a column
-    `<protocol id>/<metric>@<protocol hash>` per metric, in percent."""
-    import pandas as pd
-
-    rows = []
-    for result in sorted(results, key=lambda result: (result.track, result.run_id)):
-        row: dict[str, Any] = {
-            "run_id": result.run_id,
-            "track": result.track,
-            "method": result.method,
-            "seed": result.seed,
-            "group": group(result),
-            "status": result.status,
-            "reason": result.reason,
-        }
-        row |= result.row.model_dump(exclude={"notes"}) | result.cost.model_dump()
-        row |= result.machine.model_dump()
-        for protocol_hash, entry in sorted(result.evaluations.items()):
-            for metric, value in sorted(entry.metrics.items()):
-                row[f"{entry.id}/{metric}@{protocol_hash}"] = value
-        rows.append(row)
-    return pd.DataFrame(rows)

@@ -26,7 +26,6 @@ from bench.packing import (
 from bench.results import (
     EvaluationEntry,
     add_evaluation,
-    frame,
     group,
     read,
     read_all,
@@ -276,17 +275,6 @@ def test_seeds_of_one_configuration_share_a_group():
     assert len({group(run) for run in runs}) == 1
     assert group(result("contrast_net", 0, config={"temperature": 0.5})) != group(runs[0])
     assert group(result("queue_net", 0)) != group(runs[0])
-
-
-def test_the_frame_has_a_row_per_run_in_any_order():
-    runs = [result("contrast_net", 1), result("queue_net", 0, status="failed", reason="x")]
-    table = frame(runs)
-    assert table.equals(frame(runs[::-1]))
-    assert list(table["method"]) == ["contrast_net", "queue_net"]
-    metric = f"linear_probe/best_top1@{LINEAR}"
-    assert table[metric][0] == runs[0].evaluations[LINEAR].metrics["best_top1"]
-    assert np.isnan(table[metric][1])
-    assert table["group"][0] == group(runs[0])
 
 
 def test_the_module_imports_no_pandas_and_no_torch():

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bench import display
-from bench.errors import UserError
+from bench.errors import UnknownName, UserError
 from bench.exits import BAD_BOARD, OK
 from bench.options import as_json, leaderboards_dir, runs_dir
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit with 4 if a board would change.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["markdown", "csv", "json", "latex"]),
+    help="Write nothing; print the tables with their protocols.",
+)
+@click.option("--track", help="With --format: this track alone.")
+@click.option("--row", metavar="METHOD", help="With --format: the rows of one method.")
 @leaderboards_dir
-def leaderboard(check: bool, leaderboards_dir: Path) -> int:
-    """Render the published boards from their result files."""
+def leaderboard(
+    check: bool, form: str | None, track: str | None, row: str | None, leaderboards_dir: Path
+) -> int:
+    """Render the published boards from their result files, or print them."""
     from bench import ENGINE, session
     from bench import publish as boards
 
     if not (leaderboards_dir / "results").is_dir():
         raise UserError(f"no published results in {leaderboards_dir}; `bench publish` copies them")
     now = {"current": session.current_code(), "engine": ENGINE}
+    if form is None and (track or row):
+        raise UserError(f"--{'track' if track else 'row'} is for --format; leave it out")
+    if form is not None:
+        if check:
+            raise UserError("--check compares the files and --format prints; give one of them")
+        click.echo(_printed(leaderboards_dir, form, track, row, now))
+        return OK
     if not check:
         written = boards.render_all(leaderboards_dir / "results", leaderboards_dir, **now)
         click.echo("\n".join(str(path) for path in written))
@@ -31,6 +49,20 @@ def leaderboard(check: bool, leaderboards_dir: Path) -> int:
     for line in differences:
         click.echo(line, err=True)
     return BAD_BOARD if differences else OK
+
+
+def _printed(
+    leaderboards_dir: Path, form: str, track: str | None, row: str | None, now: dict[str, Any]
+) -> str:
+    from bench import beside, formats
+    from bench import publish as boards
+
+    pages = boards.read_pages(leaderboards_dir / "results")
+    names = [page.track["id"] for page in pages]
+    if track is not None and track not in names:
+        raise UnknownName("published track", track, names)
+    pages = [page for page in pages if track in (None, page.track["id"])]
+    return formats.show(pages, form, method=row, beside=beside.read(leaderboards_dir), **now)
 
 
 @click.command()
