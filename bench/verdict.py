@@ -79,6 +79,10 @@ def compare(run: Result, again: Result, row: Row) -> Verdict:
         what = f"backbone {now[:12]}" if now else "nothing trains, and all numbers are equal"
         return Verdict("bytes", f"same bytes: {what}")
     judged = [column for column in columns if column.is_accuracy and column.num_images(run)]
+    others = [c.title for c in columns if c not in judged and numbers[c][0] != numbers[c][1]]
+    if then == now and others:
+        said = f"the same backbone gives other numbers for {', '.join(others)}"
+        return Verdict("outside", f"not reproduced: {said}")
     if not judged:
         return Verdict("outside", "not reproduced: other bytes, and no interval to compare with")
     far = []
@@ -93,6 +97,7 @@ def compare(run: Result, again: Result, row: Row) -> Verdict:
         where = "where one more run of the row would lie"
         return Verdict("outside", f"not reproduced: {'; '.join(far)}, {where} ({bytes_})")
     said = ", ".join(f"{c.title} {numbers[c][1]:.2f} for {numbers[c][0]:.2f}" for c in judged)
+    said += f"; no interval to judge {', '.join(others)} by" if others else ""
     return Verdict("interval", f"inside the published interval: {said} ({bytes_})")
 
 

@@ -279,6 +279,24 @@ def test_every_shown_metric_has_to_fit(tmp_path: Path) -> None:
     assert verdict.compare(run, unseen, row).kind == "interval"
 
 
+def with_distance(run: Result, value: float) -> Result:
+    """Return a run with another protocol, whose metric is no accuracy."""
+    entry = {"id": "distances", "version": 1, "metrics": {"fid": value}}
+    return altered(run, evaluations=run.document()["evaluations"] | {"f" * 12: entry})
+
+
+def test_a_metric_without_an_interval_binds_the_same_backbone_alone(tmp_path: Path) -> None:
+    runs = [with_distance(trained(run, "a" * 64), 3.0) for run in board()]
+    for one in runs:
+        write(tmp_path / "clothes" / f"{one.run_id}.json", one)
+    run = runs[0]
+    row = verdict.published_row(tmp_path / "clothes" / f"{run.run_id}.json", run)
+    found = verdict.compare(run, with_distance(run, 4.0), row)
+    assert (found.kind, "other numbers for distances: fid" in found.said) == ("outside", True)
+    found = verdict.compare(run, with_distance(trained(run, "b" * 64), 4.0), row)
+    assert (found.kind, "no interval to judge distances: fid" in found.said) == ("interval", True)
+
+
 def test_published_seeds_fit_their_own_rows(tmp_path: Path) -> None:
     runs = [trained(run, "a" * 64) for run in board()]
     row_of(runs, runs[0], tmp_path)
