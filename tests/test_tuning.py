@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import zipfile
 
 import numpy as np
 import pytest
 
-from bench import cli, recipes, results, session, tuning
+from bench import cli, data, recipes, results, session, tuning
 from bench.errors import UserError
+from bench.track import load_track
 
 TRACK = """
 title = "Tiny"
@@ -129,6 +131,17 @@ def test_a_recipe_fits_only_what_it_was_tuned_for():
         assert recipes.fits(recipe(), **(given | change))
 
 
+def sentinel(data):
+    """Return a data set's file whose test images raise when anything reads them."""
+    with zipfile.ZipFile(data) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist()}
+    kept["x_test.npy"] = b"whoever reads this fails"
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+    return data
+
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     """Return a folder in which two methods were tuned through the command line."""
@@ -136,7 +149,7 @@ def tuned(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tuned")
     track = folder / "tiny.toml"
-    track.write_text(TRACK.format(data=write_data(folder / "small.npz")))
+    track.write_text(TRACK.format(data=sentinel(write_data(folder / "small.npz"))))
     command = ["tune", str(track), "rotnet", "supervised", "--jobs", "2"]
     command += ["--runs-dir", str(folder / "runs")]
     command += ["--leaderboards-dir", str(folder / "leaderboards")]
@@ -145,7 +158,10 @@ def tuned(tmp_path_factory):
 
 
 def test_tuning_reads_no_test_array_and_writes_no_ledger(tuned):
-    folder, _, _ = tuned
+    """The trials finished although the test images cannot be read."""
+    folder, track, _ = tuned
+    with pytest.raises(UserError, match="x_test"):
+        data.load(load_track(str(track)).data["name"], image_size=16)
     found = sorted((folder / "runs" / "tuning").rglob("*.json"))
     assert len(found) == 6
     for result in map(results.read, found):
@@ -172,15 +188,15 @@ def test_runs_of_the_track_use_the_recipe_and_variants_start_from_it(tuned):
     given = {"runs_dir": folder / "runs", "leaderboards_dir": folder / "leaderboards"}
     (file,) = (folder / "leaderboards" / "recipes").rglob("rotnet.toml")
     config = recipes.read(file).config
-    plain = session.prepare("rotnet", track=str(track), **given).specs[-1]
+    plain = session.prepare("rotnet", track=str(track), dev=True, **given).specs[-1]
     assert plain.spec["config"] == config
     assert (plain.row["tuning"], plain.row["variant"]) == ("3", "")
     changed = session.prepare(
-        "rotnet", track=str(track), settings=("rotnet.weight_decay=0.5",), **given
+        "rotnet", track=str(track), dev=True, settings=("rotnet.weight_decay=0.5",), **given
     ).specs[-1]
     assert changed.spec["config"] == config | {"weight_decay": 0.5}
     assert changed.row["variant"] == "weight_decay=0.5"
-    longer = session.prepare("rotnet", track=str(track), overrides={"epochs": 2}, **given)
+    longer = session.prepare("rotnet", track=str(track), overrides={"epochs": 2}, dev=True, **given)
     assert longer.specs[-1].row["tuning"] == "0"  # another track; nothing was tuned for it
 
 
