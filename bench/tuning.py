@@ -151,7 +151,7 @@ def conclude(
         entry = result.evaluations.get(protocol["hash"])
         score = None
         if result.status == "done" and entry is not None:
-            score = entry.validation[protocol["headline"]]
+            score = entry.validation.get(protocol["headline"])
         config = spec.spec["config"]
         trials.append(
             recipes.Trial(
