@@ -161,13 +161,27 @@ def stages(backbone: nn.Module, images: Tensor, *, one_pass: bool = False) -> di
         return {"last": backbone(images)}
     final, maps = backbone.forward_intermediates(images)
     last = backbone.forward_head(final) if one_pass else backbone(images)
-    count = min(MAX_STAGES, len(maps))
-    chosen = sorted({round((i + 1) * len(maps) / count) - 1 for i in range(count)})
     pooled = {
-        f"stage{i + 1}": maps[i].mean((2, 3)) if maps[i].ndim == 4 else maps[i].mean(1)
-        for i in chosen
+        name: values.mean((2, 3)) if values.ndim == 4 else values.mean(1)
+        for name, values in _chosen(maps).items()
     }
     return pooled | {"last": last}
+
+
+def stage_maps(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the stages' maps, (B, D, h, w) or (B, N, D), in order and named as `stages` does.
+
+    A backbone without intermediates has "last" only, its features (B, D).
+    """
+    if not hasattr(backbone, "forward_intermediates"):
+        return {"last": backbone(images)}
+    return _chosen(backbone.forward_intermediates(images, intermediates_only=True))
+
+
+def _chosen(maps: list[Tensor]) -> dict[str, Tensor]:
+    count = min(MAX_STAGES, len(maps))
+    chosen = sorted({round((i + 1) * len(maps) / count) - 1 for i in range(count)})
+    return {f"stage{i + 1}": maps[i] for i in chosen}
 
 
 def is_one_pass(backbone: nn.Module, images: Tensor) -> bool:
@@ -184,7 +198,11 @@ def to_input(images: Tensor, kind: str = "rgb") -> Tensor:
     Args:
         kind: rgb; gray3 (luma, three times); lab_l (CIE L* of the image, three times).
     """
-    unit = images.float().div(255)
+    return from_unit(images.float().div(255), kind)
+
+
+def from_unit(unit: Tensor, kind: str = "rgb") -> Tensor:
+    """Return float (B, 1 or 3, H, W) in [0, 1], as views give it, as `to_input` returns it."""
     if unit.shape[1] == 1:
         unit = unit.expand(-1, 3, -1, -1)
     if kind == "rgb":

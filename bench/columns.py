@@ -27,6 +27,7 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("best_top1", "linear, not standardised, best stage"),
         ("last_top1", "linear, not standardised, last stage"),
     ),
+    "finetune": (("top1", "finetuned"),),
     "background_probe": (("background_top1", "which background"),),
 }
 WHERE_NAMED = {  # shown only on a page whose headline they are

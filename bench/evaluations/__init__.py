@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from bench.data import Dataset, Split
     from bench.features import Features
 
-NAMES = ("linear_probe", "knn", "few_labels", "linear_raw", "background_probe")
+NAMES = (
+    "linear_probe",
+    "knn",
+    "few_labels",
+    "linear_raw",
+    "background_probe",
+    "finetune",
+)
 
 
 class NonFinite(Exception):
@@ -145,7 +152,7 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
 
     Raises:
         UnknownName: no such protocol or setting.
-        UserError: a setting of another type.
+        UserError: a setting of another type, or one that the protocol's own `check` refuses.
     """
     if name not in NAMES:
         raise UnknownName("evaluation", name, NAMES)
@@ -158,6 +165,8 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
             kind = type(settings[key]).__name__
             raise UserError(f"{name}.{key} is {value!r}; expected a value of type {kind}")
         settings[key] = value
+    if hasattr(module, "check"):
+        module.check(settings)
     hashed = protocol_hash(module.ID, module.VERSION, settings)
     needs = getattr(module, "NEEDS", "features")
     extra = getattr(module, "NEEDS_EXTRA", "")
@@ -198,7 +207,7 @@ def _apart(work: Callable[[], Evaluation], seed: int, threads: int) -> Evaluatio
     import torch
 
     before = torch.get_num_threads()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # a worker that judges on the CPU wakes no card
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         try:
