@@ -28,6 +28,7 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("last_top1", "linear, not standardised, last stage"),
     ),
     "finetune": (("top1", "finetuned"),),
+    "linear_probe_sgd": (("top1", "linear, SGD on views"),),
     "background_probe": (("background_top1", "which background"),),
 }
 WHERE_NAMED = {  # shown only on a page whose headline they are

@@ -117,7 +117,7 @@ def evaluate_checkpoint(
     subject = evaluations.Subject(seen, load, dataset, split, "rgb", image_size, True, THREADS)
     try:
         entries = judge.all_entries(protocols, subject, seed)
-    except evaluations.NonFinite as error:
+    except (evaluations.NonFinite, evaluations.BackboneChanged) as error:
         raise UserError(f"{weights.name}: {error}; no number is given") from None
     facts = data.facts(dataset)
     sha256 = file_sha256(weights)

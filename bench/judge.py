@@ -147,7 +147,11 @@ def _evaluate(
             )
             if faults:
                 return "invalid", "; ".join(faults), facts, {}
-    except (integrity.IntegrityError, evaluations.NonFinite) as error:
+    except (
+        integrity.IntegrityError,
+        evaluations.NonFinite,
+        evaluations.BackboneChanged,
+    ) as error:
         return "invalid", str(error), facts, {}
     return "done", "", facts, entries
 

@@ -31,7 +31,12 @@ NAMES = (
     "linear_raw",
     "background_probe",
     "finetune",
+    "linear_probe_sgd",
 )
+
+
+class BackboneChanged(Exception):
+    """A frozen backbone was not what it was after an evaluation: the row is invalid."""
 
 
 class NonFinite(Exception):
