@@ -29,6 +29,10 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
     ),
     "finetune": (("top1", "finetuned"),),
     "linear_probe_sgd": (("top1", "linear, SGD on views"),),
+    "mlp_probe_spatial": (
+        ("best_top1", "MLP on maps, best stage"),
+        *((f"stage{stage}_top1", f"MLP on maps, stage {stage}") for stage in range(1, 13)),
+    ),
     "background_probe": (("background_top1", "which background"),),
 }
 WHERE_NAMED = {  # shown only on a page whose headline they are

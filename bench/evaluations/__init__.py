@@ -32,6 +32,7 @@ NAMES = (
     "background_probe",
     "finetune",
     "linear_probe_sgd",
+    "mlp_probe_spatial",
 )
 
 
