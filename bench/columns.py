@@ -33,6 +33,10 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("best_top1", "MLP on maps, best stage"),
         *((f"stage{stage}_top1", f"MLP on maps, stage {stage}") for stage in range(1, 13)),
     ),
+    "bn_recalibrated": (
+        ("best_top1", "linear, new BatchNorm statistics, best stage"),
+        ("last_top1", "linear, new BatchNorm statistics, last stage"),
+    ),
     "background_probe": (("background_top1", "which background"),),
 }
 WHERE_NAMED = {  # shown only on a page whose headline they are

@@ -33,6 +33,7 @@ NAMES = (
     "finetune",
     "linear_probe_sgd",
     "mlp_probe_spatial",
+    "bn_recalibrated",
 )
 
 

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import types
-from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from subjects import subject as made
 
-from bench import backbones, data, evaluations, features, judge
+from bench import evaluations, features, judge
 from bench.evaluations import Evaluation, Subject
-
-SPEC = {
-    "name": "test_resnet",
-    "args": {},
-    "stem": {"kernel": 3, "stride": 2, "max_pool": False},
-}
-DATASET = data.load("digits", image_size=16)
 
 
 @pytest.fixture
 def subject() -> Subject:
-    torch.manual_seed(0)
-    weights = backbones.build(SPEC, 16).state_dict()
-    return subject_of(partial(loaded, weights))
-
-
-def loaded(weights: dict[str, Tensor]) -> nn.Module:
-    backbone = backbones.build(SPEC, 16)
-    backbone.load_state_dict(weights)
-    return backbone
-
-
-def subject_of(load, test: bool = True) -> Subject:
-    split = data.split(DATASET, 0)
-    split = data.Split(split.train[:96], split.val[:32], split.own, split.sha256)
-    dataset = DATASET if test else data.load("digits", image_size=16, test=False)
-    seen = features.extract(load(), dataset, split, test=test)
-    return Subject(seen, load, dataset, split, "rgb", 16, test, threads=1)
+    return made()
 
 
 def test_every_copy_of_the_backbone_is_fresh(subject: Subject) -> None:
@@ -56,10 +32,10 @@ def test_images_are_in_the_order_of_features_and_labels(subject: Subject) -> Non
 
 
 def test_a_closed_test_split_cannot_be_asked_for(subject: Subject) -> None:
-    closed = subject_of(subject.load, test=False)
+    closed = made(test=False)
     with pytest.raises(LookupError, match="closed"):
         closed.images("test")
-    assert len(closed.images("validation")) == 32
+    assert len(closed.images("validation")) == 60
 
 
 @pytest.fixture
