@@ -167,6 +167,7 @@ def data_facts(dataset: Dataset, split: Split, test: bool) -> dict[str, Any]:
         counts = np.bincount(dataset.labels["test"], minlength=len(dataset.class_names)).tolist()
     return {
         "duplicates_train_test": data.duplicates(dataset, split) if test else 0,
+        "near_duplicates_train_test": data.near_duplicates(dataset, split) if test else 0,
         "train_images": len(split.train),
         "validation_images": len(split.val),
         "test_images": sum(counts),

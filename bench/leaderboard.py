@@ -234,6 +234,14 @@ def _data(rows: Sequence[TableRow]) -> list[str]:
     twins = max((data.duplicates_train_test for data in runs), default=0)
     skipped = sorted({name for data in runs for name in data.skipped})
     notes = [f"**Data:** {twins} test images are exact copies of training images"] if twins else []
+    near, images = max(
+        ((data.near_duplicates_train_test, data.test_images) for data in runs), default=(0, 0)
+    )
+    if near:
+        notes.append(
+            f"**Data:** {near} of {images} test images are within 4 of 64 bits of a training "
+            "image's difference hash, copies included; small or plain images are so by chance"
+        )
     if skipped:
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         notes.append(f"**Skipped images:** {text(', '.join(skipped[:5]))}{more}")

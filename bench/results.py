@@ -90,6 +90,7 @@ class Data(_Part):
     """The images that the run saw and was judged on."""
 
     duplicates_train_test: int = 0
+    near_duplicates_train_test: int = 0  # within 4 bits of a 64-bit difference hash, copies too
     train_images: int = 0
     validation_images: int = 0
     test_images: int = 0

@@ -574,3 +574,15 @@ def test_the_index_shows_every_page():
     assert "ContrastNet" in found[1]["may be first"]
     assert "TurnNet" not in found[1]["may be first"]
     assert found[0]["may be first"] == "smoke track: not for ranking"
+
+
+def test_copies_and_near_copies_of_training_images_are_told():
+    def page(**counts: int) -> str:
+        numbers = {"test_images": NUM_IMAGES} | counts
+        return render_track(track(), [result("one", 0, data=numbers), result("two", 0)])
+
+    assert "**Data:**" not in page()
+    assert f"17 of {NUM_IMAGES} test images are within 4" in page(near_duplicates_train_test=17)
+    both = page(duplicates_train_test=3, near_duplicates_train_test=17)
+    assert "3 test images are exact copies" in both
+    assert "17 of" in both

@@ -30,6 +30,7 @@ from bench.data import (
 )
 from bench.data.arrays import load_array, materialise, pretraining
 from bench.data.hashes import split_sha256
+from bench.data.neighbours import near_duplicates
 from bench.data.source import MAX_CLASSES, Part, Request, Source
 from bench.data.splits import Split, duplicates, split
 from bench.errors import UnknownName, UserError
@@ -46,6 +47,7 @@ __all__ = [
     "load",
     "load_array",
     "materialise",
+    "near_duplicates",
     "pretraining",
     "split",
 ]
