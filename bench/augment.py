@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +34,7 @@ from bench.colour import (
     jitter,
     to_grayscale,
 )
+from bench.draws import Draws
 from bench.geometry import blur, crop, crop_resize, rotate, rotate90
 
 __all__ = [
@@ -65,68 +65,6 @@ __all__ = [
     "solarize",
     "to_grayscale",
 ]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers per image: drawn for the global batch, of which this process keeps its rows.
-
-    Processes that hold generators in the same state so draw what a single process would.
-
-    Attributes:
-        generator: a CPU generator; every draw advances it by the global batch.
-        total: images in the global batch.
-        rows: this process's images in it; `len(draws)` counts them.
-        device: where the draws are returned.
-        gray: every image's channels are equal. Views then work on one plane, skip what only
-            changes colour, and draw the same numbers nevertheless.
-    """
-
-    generator: torch.Generator
-    total: int
-    rows: slice
-    device: torch.device | str = field(default="cpu")
-    gray: bool = False
-
-    @classmethod
-    def of(cls, images: Tensor, seed: int | torch.Generator, *, gray: bool = False) -> Draws:
-        """Return draws for all of `images` in one process."""
-        if isinstance(seed, int):
-            seed = torch.Generator().manual_seed(seed)
-        return cls(seed, len(images), slice(0, len(images)), images.device, gray)
-
-    def __len__(self) -> int:
-        return len(range(*self.rows.indices(self.total)))
-
-    @property
-    def host(self) -> Draws:
-        """The same draws, returned on the CPU: for what decides sizes, without synchronising."""
-        return replace(self, device="cpu")
-
-    def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Tensor:
-        """Return float32 (B, *shape) in [low, high)."""
-        values = torch.rand(self.total, *shape, generator=self.generator)
-        return self._local(values.mul_(high - low).add_(low))
-
-    def normal(self, shape: tuple[int, ...] = ()) -> Tensor:
-        """Return float32 (B, *shape) of mean 0 and standard deviation 1."""
-        return self._local(torch.randn(self.total, *shape, generator=self.generator))
-
-    def integers(self, low: int, high: int, shape: tuple[int, ...] = ()) -> Tensor:
-        """Return int64 (B, *shape) in low, ..., high - 1."""
-        return self._local(torch.randint(low, high, (self.total, *shape), generator=self.generator))
-
-    def bernoulli(self, p: float) -> Tensor:
-        """Return bool (B,), true with probability p."""
-        return self._local(torch.rand(self.total, generator=self.generator) < p)
-
-    def permutations(self, n: int) -> Tensor:
-        """Return int64 (B, n), each row a permutation of 0, ..., n - 1."""
-        keys = torch.rand(self.total, n, generator=self.generator)
-        return self._local(keys.argsort(dim=1, stable=True))
-
-    def _local(self, values: Tensor) -> Tensor:
-        return values[self.rows].to(self.device, non_blocking=True)
 
 
 View = Callable[[Tensor, Draws], Tensor]
@@ -221,10 +159,11 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> View:
-    """Return a view: a box of random area and aspect, resized to `size` (None: to the input's).
+    """Return a view: a box of random area and aspect, resized to `size`.
 
     Args:
-        size: side of the square output in pixels.
+        size: side of the square output in pixels; None: the input's, or what the backbone sees
+            where images are stored larger.
         scale: range of the box's area as a share of the image's.
         ratio: range of the box's width / height.
     """
@@ -235,7 +174,7 @@ def random_resized_crop(
     def view(images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[2:]
         boxes = sample_boxes(draws, height, width, scale=scale, ratio=ratio)
-        return crop_resize(images, boxes, (height, width) if size is None else size)
+        return crop_resize(images, boxes, draws.seen(images) if size is None else size)
 
     return view
 
@@ -255,12 +194,17 @@ def random_crop(size: int) -> View:
 
 
 def pad_and_crop(padding: int = 4) -> View:
-    """Return a view: zeros around the image, then a uniform crop of the image's size."""
+    """Return a view: zeros around the image, then a uniform crop of the image's size.
+
+    Where images are stored larger than the backbone sees them, the crop is of that size.
+    """
 
     @_planewise
     def view(images: Tensor, draws: Draws) -> Tensor:
-        corners = draws.integers(0, 2 * padding + 1, (2,))
-        return crop(F.pad(images, [padding] * 4), corners, tuple(images.shape[2:]))
+        height, width = draws.seen(images)
+        spare = images.shape[2] - height  # the same in both axes: what is stored larger is square
+        corners = draws.integers(0, 2 * padding + spare + 1, (2,))
+        return crop(F.pad(images, [padding] * 4), corners, (height, width))
 
     return view
 

@@ -54,6 +54,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     import torch.distributed as dist
 
     from bench import ENGINE, backbones, cards, data, manager
+    from bench.data import resize
     from bench.engine import Trainer
     from bench.identity import digest, stream
     from bench.passes import PassCounter
@@ -73,6 +74,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         )
     config = cards.config_object(card, spec["config"])
     images, labels, meta = data.pretraining(orders["arrays"], uses_labels)
+    shown = resize.centre(images, spec["image_size"])
     trainer: Trainer | None = None
 
     def examine(step: int) -> None:
@@ -80,7 +82,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
 
         assert trainer is not None
         with counter.paused():
-            trainer.meter.record_health(step, health(backbone, images, spec["seed"]))
+            trainer.meter.record_health(step, health(backbone, shown, spec["seed"]))
 
     torch.manual_seed(stream(spec["seed"], "init"))
     backbone = backbones.build(spec["backbone"], spec["image_size"])
@@ -91,6 +93,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         meta["num_classes"] if uses_labels else None,
         steps=spec["budget"]["steps"],
         batch_size=spec["batch_size"],
+        image_size=spec["image_size"],
         seed=spec["seed"],
         folder=folder,
         identity_hash=digest([spec, plugin.sha256, ENGINE, world]),

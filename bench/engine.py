@@ -33,7 +33,8 @@ from bench.optimizers import (
     gradients,
     parameter_groups,
 )
-from bench.store import Store, to_unit_range
+from bench.seeing import layout, see
+from bench.store import Store, centre, to_unit_range
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -54,6 +55,7 @@ class Trainer:
         labels: int64 (N,) if the method may see them.
         num_classes: classes of `labels`, or None.
         steps: the budget.
+        image_size: side that the backbone sees; None: the images'. They may be larger.
         batch_size: source images per step over all processes.
         folder: the run's folder, for checkpoints and metrics.
         identity_hash: checkpoints of another spec or of other code are not used.
@@ -72,6 +74,7 @@ class Trainer:
         steps: int,
         batch_size: int,
         seed: int,
+        image_size: int | None = None,
         folder: Path,
         identity_hash: str = "",
         precision: str = "fp32",
@@ -89,7 +92,8 @@ class Trainer:
         if batch_size % world:
             raise UserError(f"batch size {batch_size} does not divide by {world} processes")
         self.device = torch.device(device)
-        self.image_size, self.num_images = images.shape[-1], len(images)
+        self.image_size, self.num_images = image_size or images.shape[-1], len(images)
+        self._larger = images.shape[-1] > self.image_size
         self.num_classes, self.batch_size = num_classes, batch_size
         self.steps, self.seed, self.folder = steps, seed, folder
         self.rank, self.world = rank, world
@@ -203,8 +207,9 @@ class Trainer:
         """See `bench.hookspecs.Engine.settle`: statistics of the first 1,000 images."""
         dtype, most = DTYPES[self.precision], min(1000, self.num_images)
         parts = np.array_split(np.arange(most), max(1, most // self.batch_size))
-        images = (to_unit_range(self._store.take(part)[0], dtype) for part in parts)
-        reestimate_batch_norm(backbone, (self._layout(part * 2 - 1) for part in images))
+        stored = (self._store.take(part)[0] for part in parts)
+        images = (to_unit_range(centre(part, self.image_size), dtype) for part in stored)
+        reestimate_batch_norm(backbone, (layout(part * 2 - 1) for part in images))
 
     def log(self, **scalars: Any) -> None:
         """See `bench.hookspecs.Engine.log`."""
@@ -277,16 +282,12 @@ class Trainer:
         images, labels = self._store.take(self._indices(step))
         source = to_unit_range(images, DTYPES[self.precision])
         generator = torch.Generator().manual_seed(stream(self.seed, "views", step))
-        draws = Draws(generator, self.batch_size, self._rows(), self.device, gray=self.gray)
-        with torch.no_grad():
-            seen = tuple(self._layout(view(source, draws) * 2 - 1) for view in views)
+        size = self.image_size if self._larger else None
+        draws = Draws(generator, self.batch_size, self._rows(), self.device, self.gray, size)
+        seen = see(views, source, draws)
         if step + 1 < self.steps:
             self._store.announce(self._indices(step + 1))
         return Batch(seen, labels)
-
-    @staticmethod
-    def _layout(images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last)
 
     # Updates
 

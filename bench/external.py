@@ -43,8 +43,8 @@ def evaluate_run(
     kept, spec = results.read(path), orders["spec"]
     if orders["plugin"] is None or kept.status != "done":
         raise UserError(f"{folder.name} is {kept.status} and has no backbone; nothing to evaluate")
-    dataset = data.load(
-        orders["dataset"], image_size=spec["image_size"], on_bad_image=orders["on_bad_image"]
+    dataset, split = data.of_spec(
+        orders["dataset"], spec, test=True, on_bad_image=orders["on_bad_image"]
     )
     evaluations.refuse_missing(names, dataset)
     sha256 = kept.artifacts["backbone.safetensors"].sha256
@@ -54,7 +54,6 @@ def evaluate_run(
         backbone = load()
     except (integrity.IntegrityError, FileNotFoundError) as error:
         raise UserError(f"{folder.name} cannot be evaluated: {error}") from None
-    split = data.split(dataset, spec["seed"])
     ledger.append(
         ledger_file or ledger.usual_folder() / ledger.FILE,
         ledger.of_run(
@@ -89,6 +88,7 @@ def evaluate_checkpoint(
     image_size: int,
     names: list[str],
     runs_dir: Path,
+    store_size: int | None = None,
     seed: int = 0,
 ) -> tuple[Result, list[str]]:
     """Evaluate a checkpoint from elsewhere; return its result and what was done to load it.
@@ -103,7 +103,7 @@ def evaluate_checkpoint(
     begun = time.monotonic()
     backbone = build(backbone_spec, image_size)
     notes = load_external(backbone, weights)
-    dataset = data.load(dataset_name, image_size=image_size)
+    dataset = data.load(dataset_name, image_size=image_size, store_size=store_size)
     evaluations.refuse_missing(names, dataset)
     split = data.split(dataset, seed)
     seen = features.extract(backbone, dataset, split)
@@ -131,7 +131,8 @@ def evaluate_checkpoint(
             "name": data_name(facts["name"]),
             "sha256": facts["sha256"],
             "split": split.sha256,
-        },
+        }
+        | ({"store_size": store_size} if store_size else {}),
         "image_size": image_size,
         "backbone": backbone_spec,
         "budget": {"steps": 0},

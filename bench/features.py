@@ -37,9 +37,22 @@ class Features:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Rows:
+    """Some images of an array that may lie on disk, copied only as they are looked at."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        return self.images[self.rows[some]]
+
+
 @torch.no_grad()
 def embed(
-    backbone: nn.Module, images: np.ndarray, *, kind: str = "rgb", batch_size: int = 256
+    backbone: nn.Module, images: np.ndarray | Rows, *, kind: str = "rgb", batch_size: int = 256
 ) -> dict[str, Tensor]:
     """Return the stages' features of uint8 images (N, C, H, W)."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -92,7 +105,7 @@ def extract(
 def raw_pixels(dataset: Dataset, split: Split, *, test: bool = True) -> Features:
     """Return the floor's features: images averaged over areas to at most 16x16, flattened."""
 
-    def pixels(images: np.ndarray) -> dict[str, Tensor]:
+    def pixels(images: np.ndarray | Rows) -> dict[str, Tensor]:
         chunks = []
         for start in range(0, len(images), 4096):
             values = torch.from_numpy(np.array(images[start : start + 4096])).float().div_(255)
@@ -109,15 +122,15 @@ def _features(dataset: Dataset, split: Split, test: bool, measure) -> Features:
     labels = {
         key: torch.from_numpy(np.array(value)).long() for key, value in dataset.labels.items()
     }
-    train = measure(dataset.images["train"][split.train])
+    train = measure(Rows(dataset.images["train"], split.train))
     repeats = _repeats(train)  # on training images alone, so that all splits have the same stages
 
-    def others(images: np.ndarray) -> dict[str, Tensor]:
+    def others(images: np.ndarray | Rows) -> dict[str, Tensor]:
         return {name: values for name, values in measure(images).items() if name not in repeats}
 
     return Features(
         train={name: values for name, values in train.items() if name not in repeats},
-        validation=others(dataset.images[source][split.val]),
+        validation=others(Rows(dataset.images[source], split.val)),
         test=others(dataset.images["test"]) if test else None,
         train_labels=labels["train"][split.train],
         validation_labels=labels[source][split.val],

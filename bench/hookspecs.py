@@ -76,7 +76,9 @@ class Engine(Protocol):
     """What a plugin may use to train. It owns whatever must be equal between methods.
 
     Attributes:
-        image_size: side of the square source images in pixels.
+        image_size: side in pixels that the backbone sees and evaluations show it. Source images may
+            be stored larger; a view must then crop: `random_resized_crop()` comes out at this size,
+            and a view that leaves such images whole is refused.
         num_images: images in the training set.
         num_classes: classes of the labels if the card says `uses_labels`, else None.
         batch_size: source images per step over all processes.

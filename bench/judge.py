@@ -104,13 +104,9 @@ def _evaluate(
     spec = orders["spec"]
     torch.set_num_threads(spec["threads"])
     test = not orders["dev"]
-    dataset = data.load(
-        orders["dataset"],
-        image_size=spec["image_size"],
-        test=test,
-        on_bad_image=orders["on_bad_image"],
+    dataset, split = data.of_spec(
+        orders["dataset"], spec, test=test, on_bad_image=orders["on_bad_image"]
     )
-    split = data.split(dataset, spec["seed"])
     protocols = [evaluations.protocol(e["name"], e["overrides"]) for e in orders["evaluations"]]
     if test:  # before the first look, so that a run that is killed here has left its line
         ledger.append(

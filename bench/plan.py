@@ -250,7 +250,8 @@ def _run(
             "sha256": facts["sha256"],
             "split": split["sha256"],
         }
-        | limited,
+        | limited
+        | ({"store_size": track.store_size} if track.store_size else {}),
         "image_size": track.image_size,
         "backbone": track.backbone if trains else None,
         "budget": {"steps": steps if trains else 0},

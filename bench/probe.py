@@ -45,8 +45,9 @@ def probe(
 
     Args:
         names: installed names or paths of local files.
-        data: {"name", "image_size", "on_bad_image", "test"} or None for no data; only with `test`
-            is the test split opened, to hash it. With `backbone`, whether it can be built.
+        data: {"name", "image_size", "store_size", "on_bad_image", "test"} or None for no data; only
+            with `test` is the test split opened, to hash it. With `backbone`, whether it can be
+            built.
         evaluations: {protocol: overrides of its settings}.
         headline: `PROTOCOL.METRIC`; the metric stands as `headline` in that protocol's answer.
         tuned: {method: every field of a tuned configuration}; overrides over it are `tuned` in
@@ -183,6 +184,7 @@ def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] |
     dataset = data.load(
         wanted["name"],
         image_size=wanted["image_size"],
+        store_size=wanted.get("store_size"),
         test=wanted.get("test", False),
         on_bad_image=wanted.get("on_bad_image", "error"),
         say=say,

@@ -79,6 +79,7 @@ def rebuild(
         data={
             "name": source,
             "image_size": spec["image_size"],
+            "store_size": spec["data"].get("store_size"),
             "on_bad_image": on_bad_image(run),
             "test": False,
             "backbone": spec["backbone"],

@@ -100,6 +100,7 @@ def prepare(
         data={
             "name": chosen.data["name"],
             "image_size": chosen.image_size,
+            "store_size": chosen.store_size,
             "on_bad_image": on_bad_image,
             "test": not dev,
             "backbone": chosen.backbone,
@@ -209,10 +210,13 @@ def _page(
         pool = "" if stem["max_pool"] else ", no max-pool"
         backbone += f", {stem['kernel']}x{stem['kernel']} stride-{stem['stride']} stem{pool}"
     gray = " Gray images: views of hue and saturation have no effect."
+    stored = f" Stored at {track.store_size} px: views crop from that, evaluations see its centre."
     return {
         "id": track.id,
         "title": words["title"],
-        "description": " ".join(words["description"].split()) + gray * (facts["channels"] == 1),
+        "description": " ".join(words["description"].split())
+        + gray * (facts["channels"] == 1)
+        + stored * (track.store_size is not None),
         "smoke": track.smoke,
         "seeds": list(track.seeds),
         "data": data_name(facts["name"]),

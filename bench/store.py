@@ -55,6 +55,12 @@ class Store:
         return batch.to(self.device)
 
 
+def centre(images: Tensor, size: int) -> Tensor:
+    """Return the central (B, C, size, size) of images that are at least as large."""
+    top, left = ((side - size) // 2 for side in images.shape[2:])
+    return images[:, :, top : top + size, left : left + size]
+
+
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return uint8 (B, 1 or 3, H, W) as `dtype` (B, 3, H, W) in [0, 1]; gray is repeated."""
     scaled = images.to(dtype).div_(255)

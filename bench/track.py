@@ -27,9 +27,18 @@ class _Table(BaseModel):
 class _Data(_Table):
     name: str = Field(min_length=1)
     image_size: int = Field(ge=8, le=1024)
+    store_size: int | None = Field(default=None, ge=8, le=1024)
     limit: int | None = Field(default=None, ge=1)
     sha256: str | None = None  # with test_sha256: of a data set that a path names, by `pin_data`
     test_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def stored_no_smaller(self) -> _Data:
+        if self.store_size is not None and self.store_size < self.image_size:
+            raise ValueError(
+                f"store_size {self.store_size} must not be below image_size {self.image_size}"
+            )
+        return self
 
 
 class _Stem(_Table):
@@ -110,8 +119,9 @@ class Track:
         recipe: the name of the plugins' recipe.
         floors: methods that every table carries; the harness's own raw pixels among them.
         reference: the method that learns from the labels, or None.
-        data: name, image_size, limit (only that many training images, the first; or None), and
-            sha256 and test_sha256, None unless `pin_data` filled them in.
+        data: name, image_size, store_size (only where images are stored larger than the backbone
+            sees them, for views to crop from), limit (only that many training images, the first; or
+            None), and sha256 and test_sha256, None unless `pin_data` filled them in.
         backbone: name, args, stem, as `bench.backbones.build` takes it.
         budget: one of epochs, steps, images.
         evaluations: {protocol: overrides of its settings}.
@@ -150,6 +160,11 @@ class Track:
     @property
     def image_size(self) -> int:
         return self.data["image_size"]
+
+    @property
+    def store_size(self) -> int | None:
+        """Side at which images are stored if that is larger than `image_size`."""
+        return self.data.get("store_size")
 
 
 def shipped() -> list[str]:
@@ -273,6 +288,8 @@ def _checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
         value = first["input"]
         met = "" if isinstance(value, dict) or first["type"] == "missing" else f", got {value!r}"
         raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
+    if checked["data"]["store_size"] in (None, checked["data"]["image_size"]):
+        del checked["data"]["store_size"]  # ids are as if the key did not exist
     checked["budget"] = {k: v for k, v in checked["budget"].items() if v is not None}
     try:
         canonical_json(checked)

@@ -239,6 +239,7 @@ def prepare(
         data={
             "name": chosen.data["name"],
             "image_size": chosen.image_size,
+            "store_size": chosen.store_size,
             "on_bad_image": on_bad_image,
             "test": False,
             "backbone": chosen.backbone,

@@ -188,18 +188,13 @@ def _write_arrays(orders: dict[str, Any]) -> list[str]:
     from bench.data import arrays
 
     spec = orders["spec"]
-    dataset = data.load(
-        orders["dataset"],
-        image_size=spec["image_size"],
-        test=False,
-        on_bad_image=orders["on_bad_image"],
+    dataset, split = data.of_spec(
+        orders["dataset"], spec, test=False, on_bad_image=orders["on_bad_image"]
     )
-    split = data.split(dataset, spec["seed"])
     limit = spec["data"].get("limit")
     split = dataclasses.replace(split, train=split.train[:limit])
     if "unlabeled" in dataset.images:
-        unlabeled = {"unlabeled": dataset.images["unlabeled"][:limit]}
-        dataset = dataclasses.replace(dataset, images=dataset.images | unlabeled)
+        dataset = dataset.first("unlabeled", limit)
     arrays.materialise(dataset, split, orders["arrays"])
     return [str(place.absolute()) for place in dataset.places]
 

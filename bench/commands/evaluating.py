@@ -82,18 +82,21 @@ def _checkpoint(
 ) -> tuple[dict[str, Any], Path, dict[str, Any]]:
     """Return the backbone's spec, the file, and the data set's name and size for `bench eval`."""
     spec = {"name": backbone, "args": _json_object(backbone_args), "stem": None}
+    store_size = None
     if track is not None:
         from bench.track import load_track
 
         chosen = load_track(track)
         spec = chosen.backbone if backbone is None else spec
         data, image_size = data or chosen.data["name"], image_size or chosen.image_size
+        store_size = chosen.store_size
     if weights is None or data is None or spec["name"] is None:
         raise UserError(
             "expected a RUN, or --weights with --backbone and --data or with --track; "
             "see `bench eval --help`"
         )
-    return spec, weights, {"dataset_name": data, "image_size": image_size or 32}
+    images = {"dataset_name": data, "image_size": image_size or 32, "store_size": store_size}
+    return spec, weights, images
 
 
 def _json_object(text: str) -> dict[str, Any]:

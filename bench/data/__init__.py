@@ -8,8 +8,8 @@ the arrays that pretraining reads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ __all__ = [
     "load_array",
     "materialise",
     "near_duplicates",
+    "of_spec",
     "pretraining",
     "split",
 ]
@@ -86,7 +87,7 @@ class Dataset:
     Attributes:
         name: as `load` was given it.
         images: uint8 (N, C, H, W) by split, H = W, C 1 or 3 and the same in all splits; splits are
-            train, test, optional val and unlabeled.
+            train, test, optional val and unlabeled. As a backbone sees them that is evaluated.
         labels: int64 (N,) in 0..C-1 by split; unlabeled has none.
         class_names: one per class.
         licence, source: of the images, for boards.
@@ -98,6 +99,8 @@ class Dataset:
         extras: what else is known of the images, by name and split, arrays of N rows; for
             evaluations alone, and in no hash. Only composed data sets have any.
         extra_names: what an extra's numbers mean, for those that number something.
+        larger: the same images as they are stored, by split, where that is larger; `images` are
+            their centres.
     """
 
     name: str
@@ -112,12 +115,24 @@ class Dataset:
     places: tuple[Path, ...] = ()
     extras: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     extra_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    larger: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def first(self, key: str, count: int | None) -> Dataset:
+        """Return the data set with only the first `count` images of an unlabeled split."""
+        images = self.images | {key: self.images[key][:count]}
+        larger = self.larger | ({key: self.larger[key][:count]} if self.larger else {})
+        return replace(self, images=images, larger=larger)
+
+    def stored(self, key: str) -> np.ndarray:
+        """Return a split's images as they are stored: what views crop from."""
+        return self.larger.get(key, self.images[key])
 
 
 def load(
     name: str,
     *,
     image_size: int,
+    store_size: int | None = None,
     test: bool = True,
     on_bad_image: str = "error",
     cache_dir: str | Path | None = None,
@@ -127,7 +142,9 @@ def load(
 
     Args:
         name: a key of `NAMED`, or `kind:PATH` with a key of `KINDS`.
-        image_size: side of the images in pixels.
+        image_size: side in pixels of the images that a backbone sees.
+        store_size: side at which they are stored, for views to crop from; by default the same.
+            Hashes are over the stored images.
         test: whether to read the test split. If not, nothing of it is opened.
         on_bad_image: "error", or "skip" to leave out images that cannot be used and list them in
             `Dataset.skipped`.
@@ -143,6 +160,12 @@ def load(
         raise UserError(
             f"image size {image_size!r}; expected a whole number of pixels, 1 to {MAX_IMAGE_SIZE}"
         )
+    side = image_size if store_size is None else store_size
+    if type(side) is not int or not image_size <= side <= MAX_IMAGE_SIZE:
+        raise UserError(
+            f"store size {store_size!r}; expected a whole number of pixels, {image_size} to "
+            f"{MAX_IMAGE_SIZE}: no smaller than the image size"
+        )
     if on_bad_image not in ("error", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'error' or 'skip'")
     if cache_dir is None:
@@ -150,25 +173,25 @@ def load(
     cache, path = Path(cache_dir).expanduser(), name.partition(":")[2]
     parts: dict[str, Part] = {}
     try:
-        source = _source(name, image_size, on_bad_image, cache, say)
+        source = _source(name, side, on_bad_image, cache, say)
         for key, read in source.splits.items():
             if key != "test" or test:
                 parts[key] = read()
     except OSError as error:
         raise UserError(f"data set {name!r} cannot be read ({error}); mend its files") from error
     _check(name, parts, source.class_names)
-    images = {key: resize.square(part.images, image_size) for key, part in parts.items()}
+    stored = {key: resize.square(part.images, side) for key, part in parts.items()}
     labels = {key: part.labels for key, part in parts.items() if part.labels is not None}
     hashes = {
         key: part.sha256
-        if part.sha256 and images[key] is part.images
-        else split_sha256(images[key], labels.get(key), say)
+        if part.sha256 and stored[key] is part.images
+        else split_sha256(stored[key], labels.get(key), say)
         for key, part in parts.items()
     }
     test_sha256 = hashes.pop("test", "")
     return Dataset(
         name=name,
-        images=images,
+        images={key: resize.centre(images, image_size) for key, images in stored.items()},
         labels=labels,
         class_names=source.class_names,
         licence=source.licence,
@@ -179,7 +202,29 @@ def load(
         places=(cache, *([Path(path).expanduser()] if path else []), *source.places),
         extras=_extras(parts),
         extra_names=dict(source.extra_names),
+        larger=stored if side > image_size else {},
     )
+
+
+def of_spec(
+    name: str, spec: Mapping[str, Any], *, test: bool, on_bad_image: str = "error"
+) -> tuple[Dataset, Split]:
+    """Return the data set and the split that a run's spec names.
+
+    Args:
+        name: as `load` takes it; the spec has it without folders.
+
+    Raises:
+        UserError: see `load` and `split`.
+    """
+    dataset = load(
+        name,
+        image_size=spec["image_size"],
+        store_size=spec["data"].get("store_size"),
+        test=test,
+        on_bad_image=on_bad_image,
+    )
+    return dataset, split(dataset, spec["seed"])
 
 
 def _extras(parts: dict[str, Part]) -> dict[str, dict[str, np.ndarray]]:

@@ -29,17 +29,17 @@ COPIED_BYTES = 64 * 2**20  # gathered in memory at a time
 def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
     """Write what pretraining sees to `folder` and return it: no validation or test image.
 
-    `images.npy` is uint8 (N, C, H, W): the training images without validation, then the unlabeled
-    ones. `labels.npy` is int64 (N,), -1 where unlabeled. `meta.json` says num_images, num_labeled,
-    num_classes, class_names, channels, image_size, data_sha256, split_sha256. A complete folder of
-    the same data and split is left as it is; anything else at this place is replaced. Where the
-    images are all of one array on disk, `images.npy` is a link to it, not a copy.
+    `images.npy` is uint8 (N, C, H, W), as stored: the training images without validation, then the
+    unlabeled ones. `labels.npy` is int64 (N,), -1 where unlabeled. `meta.json` says num_images,
+    num_labeled, num_classes, class_names, channels, image_size (stored), data_sha256, split_sha256.
+    A complete folder of the same data and split is left as it is; anything else at this place is
+    replaced. Where the images are all of one array on disk, `images.npy` is a link to it, no copy.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    train = dataset.images["train"]
-    unlabeled = dataset.images.get("unlabeled", train[:0])
+    train = dataset.stored("train")
+    unlabeled = dataset.stored("unlabeled") if "unlabeled" in dataset.images else train[:0]
     count = len(split.train) + len(unlabeled)
     shape = (count, *train.shape[1:])
     meta = {

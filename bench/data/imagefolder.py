@@ -111,7 +111,7 @@ def read_folder(
     splits = {"train": lambda: train, "test": reader("test" if "test" in present else "val")}
     if "val" in present and "test" in present:
         splits["val"] = reader("val")
-    return Source(splits=splits, class_names=names, licence=licence, source=source)
+    return Source(splits=splits, class_names=names, licence=licence, source=source, places=(root,))
 
 
 def _class_folders(folder: Path) -> list[str]:

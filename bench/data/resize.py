@@ -35,6 +35,14 @@ def weights(source: int, target: int, *, start: float = 0.0, length: float = 0.0
     return rounded
 
 
+def centre(images: np.ndarray, size: int) -> np.ndarray:
+    """Return the central (N, C, size, size) of images at least as large: a view of their memory."""
+    if images.shape[2:] == (size, size):
+        return images
+    top, left = ((side - size) // 2 for side in images.shape[2:])
+    return images[:, :, top : top + size, left : left + size]
+
+
 def square(images: np.ndarray, size: int, *, chunk: int | None = None) -> np.ndarray:
     """Return uint8 (N, C, size, size): the shorter side resized to `size`, then the centre crop.
 

@@ -119,6 +119,7 @@ def test_images_and_labels_are_those_of_the_files(name: str, made: Made) -> None
     assert len(dataset.class_names) == (100 if name == "cifar100" else 10)
     assert dataset.licence
     assert dataset.source.startswith("https://")
+    assert made[0] in dataset.places
 
 
 def test_torchvision_reads_the_same_stl10(tmp_path: Path, monkeypatch) -> None:

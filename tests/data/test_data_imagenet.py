@@ -69,6 +69,7 @@ def test_imagenet_is_train_and_the_reported_val(folder: Path) -> None:
     assert dataset.images["train"].shape == (12, 3, SIZE, SIZE)
     assert isinstance(dataset.images["train"], np.memmap)
     assert not data.split(dataset, 0).own
+    assert folder in dataset.places
     plain = data.load(f"imagefolder:{folder}", image_size=SIZE)
     assert np.array_equal(dataset.images["test"], plain.images["test"])
 
