@@ -141,9 +141,11 @@ def prepare(
 
 
 def recipe_folders(leaderboards_dir: Path) -> list[Path]:
-    """Return where tuned recipes are looked for: one's own boards, then the checkout's."""
-    places = [leaderboards_dir, published_folder().parent]
-    return [place / recipes.FOLDER for place in dict.fromkeys(p.resolve() for p in places)]
+    """Return where tuned recipes are looked for: one's own boards, the checkout, the package."""
+    places = [leaderboards_dir / recipes.FOLDER, published_folder().parent / recipes.FOLDER]
+    packaged = find_spec("bench_recipes")  # what a wheel carries of leaderboards/recipes
+    places += map(Path, packaged.submodule_search_locations or ()) if packaged else []
+    return list(dict.fromkeys(place.resolve() for place in places))
 
 
 def tuned(
