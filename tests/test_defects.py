@@ -12,6 +12,7 @@ import small_runs
 
 from bench import confine, results, runner
 from bench.plan import RunSpec
+from bench.probe import probe
 
 DEFECTS = Path(__file__).parent / "defects"
 needs_landlock = pytest.mark.skipif(
@@ -67,6 +68,25 @@ def test_a_plugin_that_opens_the_test_split_fails(tmp_path: Path) -> None:
     assert result.status == "failed"
     assert "Permission denied" in result.reason
     assert not result.evaluations
+
+
+@needs_landlock
+def test_a_plugin_that_is_asked_for_its_card_writes_nothing(tmp_path: Path) -> None:
+    """Or it could leave there, where the data set is not hidden, what its run looks for."""
+    source = (DEFECTS / "wrong_prefix.py").read_text()
+    told = "    open(__file__ + '.left', 'w').write('labels')\n    return MethodCard"
+    (tmp_path / "writes.py").write_text(source.replace("    return MethodCard", told))
+    answer = probe(
+        [str(tmp_path / "writes.py")],
+        recipe="small",
+        overrides={},
+        data=None,
+        seeds=[0],
+        runs_dir=tmp_path,
+    )
+    (facts,) = answer["methods"].values()
+    assert "Permission denied" in facts["error"]
+    assert [path.name for path in tmp_path.iterdir()] == ["writes.py"]
 
 
 def test_a_card_that_changes_its_mind_about_labels_is_refused(tmp_path: Path) -> None:
