@@ -134,3 +134,13 @@ def test_commands_named_in_the_docs_exist(command: str) -> None:
         [sys.executable, "-m", "bench", command, "--help"], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_protocols_page_has_every_protocol_with_its_hash():
+    from bench import evaluations
+
+    page = (ROOT / "docs" / "protocols.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \d+ \| `([0-9a-f]{12})` \|", page, re.MULTILINE))
+    assert rows == {name: evaluations.protocol(name).hash for name in evaluations.NAMES}
+    for name in evaluations.NAMES:
+        assert f"\n## {name}\n" in page
