@@ -21,14 +21,15 @@ def main_table(page: str) -> str:
 def filled(text: str) -> str:
     """Return README's text with the current board and plugin."""
     board = main_table((ROOT / "leaderboards" / "digits.md").read_text(encoding="utf-8"))
-    text = _between(text, "<!-- board:digits -->", "<!-- /board -->", board)
+    text = between(text, "<!-- board:digits -->", "<!-- /board -->", board)
     code = f"```python\n{PLUGIN.read_text(encoding='utf-8').strip()}\n```"
-    return _between(text, "<!-- plugin -->", "<!-- /plugin -->", code)
+    return between(text, "<!-- plugin -->", "<!-- /plugin -->", code)
 
 
-def _between(text: str, start: str, end: str, content: str) -> str:
+def between(text: str, start: str, end: str, content: str) -> str:
+    """Return the text with `content` between two markers, in place of what is there."""
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
-    assert pattern.search(text), f"README lacks {start}"
+    assert pattern.search(text), f"the page lacks {start}"
     return pattern.sub(lambda _: f"{start}\n{content}\n{end}", text)
 
 

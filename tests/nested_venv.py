@@ -34,7 +34,7 @@ def create(folder: Path) -> dict[str, str]:
 
 
 def run(
-    command: str, folder: Path, environment: dict[str, str], *, timeout: float = 300
+    command: str, folder: Path, environment: dict[str, str], *, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run a line of shell in a folder; return its status and what it printed."""
     return subprocess.run(

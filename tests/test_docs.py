@@ -1,7 +1,8 @@
 """README and docs say what is: boards are copied, links lead somewhere, every command runs.
 
 The commands are run from a built wheel, outside the checkout. README's first command is run at
-reduced cost: `--limit 160 --epochs 1 --seeds 1 --batch-size 80` is appended.
+reduced cost: `--limit 160 --epochs 1 --seeds 1 --batch-size 80` is appended. The tutorial is one
+session: all of its blocks, as they stand, one after another in one folder.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nested_venv
 import pytest
-from fill_board import PLUGIN, README, ROOT, filled
+from fill_board import PLUGIN, README, ROOT, filled, main_table
 
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIAL = ROOT / "docs" / "writing-a-plugin.md"
 REDUCED = ["--limit", "160", "--epochs", "1", "--seeds", "1", "--batch-size", "80"]
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
-    """Return (page, text) of each fenced block of a kind."""
+    """Return (page, text) of each fenced block of a kind, the tutorial's apart."""
     found = []
     for page in PAGES:
+        if page == TUTORIAL:
+            continue
         for text in re.findall(rf"```{kind}\n(.*?)```", page.read_text(), re.DOTALL):
             found.append((page.name, text))
     return found
@@ -71,7 +76,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         check=True,
         timeout=300,
     )
-    assert (place / "site" / "bench" / "tracks" / "digits.toml").is_file()
+    for data in ("tracks/digits.toml", "scaffold/method.py.template"):
+        assert (place / "site" / "bench" / data).is_file()
     return os.environ | {"PYTHONPATH": str(place / "site")}
 
 
@@ -126,8 +132,63 @@ def test_bench_commands_run_from_the_wheel(
     assert list((tmp_path / "runs" / "leaderboards").glob("digits*.md"))
 
 
+@pytest.mark.slow
+def test_the_tutorial_runs_from_top_to_bottom(installed: dict[str, str], tmp_path: Path) -> None:
+    environment = nested_venv.create(tmp_path / "venv")
+    environment |= {"PYTHONPATH": installed["PYTHONPATH"]}
+    environment.pop("BENCH_LEADERBOARDS")  # here, as the reader's, in the working folder
+    folder = tmp_path / "work"
+    folder.mkdir()
+    kinds = set()
+    for kind, text in re.findall(r"^```(\w+)\n(.*?)^```$", TUTORIAL.read_text(), re.M | re.S):
+        kinds.add(kind)
+        if kind == "console":
+            for command in text.splitlines():
+                run = nested_venv.run(command, folder, environment)
+                assert run.returncode == 0, f"{command}: {run.stdout}{run.stderr}"
+        elif kind == "python":
+            command = [tmp_path / "venv" / "bin" / "python", "-c", text]
+            subprocess.run(command, cwd=folder, env=environment, check=True, timeout=100)
+        elif kind == "toml":
+            (folder / named(text)).write_text(text)
+        elif kind == "diff":
+            patch(folder / named(text), text.partition("\n")[2])
+        else:
+            pytest.fail(f"a block of {kind!r} is not run")
+    assert kinds == {"console", "python", "toml", "diff"}
+
+    (board,) = (folder / "runs" / "leaderboards").glob("tiny*.md")
+    head, row = (
+        [cell.strip() for cell in line.split("|")]
+        for line in main_table(board.read_text()).splitlines()
+        if line.startswith(("| method", "| Two views, opposed features"))
+    )
+    assert row[head.index("tuning")] == "2"
+    assert row[head.index("test reads")] == "1"
+    assert row[head.index("passes")] == "2 + 0"
+    assert list((folder / "runs" / "leaderboards-dev").glob("tiny*.md"))
+    assert list((folder / "leaderboards" / "recipes").glob("tiny*/two_views.toml"))
+
+
+def named(text: str) -> str:
+    """Return the path in a block's first line, "# path"."""
+    path = re.match(r"# (\S+)\n", text)
+    assert path, f"expected '# path' above {text!r}"
+    return path[1]
+
+
+def patch(file: Path, difference: str) -> None:
+    """Change the one place of a file that a diff without line numbers shows."""
+    lines = difference.splitlines(keepends=True)
+    old = "".join(line[1:] for line in lines if line[0] in " -")
+    new = "".join(line[1:] for line in lines if line[0] in " +")
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file.name} does not have, once: {old}"
+    file.write_text(text.replace(old, new))
+
+
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"`bench (\w+)", "".join(p.read_text() for p in PAGES))))
+    "command", sorted(set(re.findall(r"`bench ([\w-]+)", "".join(p.read_text() for p in PAGES))))
 )
 def test_commands_named_in_the_docs_exist(command: str) -> None:
     run = subprocess.run(
