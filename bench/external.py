@@ -47,6 +47,13 @@ def evaluate_run(
         orders["dataset"], spec, test=True, on_bad_image=orders["on_bad_image"]
     )
     evaluations.refuse_missing(names, dataset)
+    chosen = {name: evaluations.chooses(name, {}) for name in names}
+    if spec["data"].get("parity") and any(chosen.values()):
+        name = next(name for name in names if chosen[name])
+        raise UserError(
+            f"{folder.name} is a run of a parity track, which has no validation images; {name} "
+            f"chooses {chosen[name]}"
+        )
     sha256 = kept.artifacts["backbone.safetensors"].sha256
     weights = folder / "backbone.safetensors"
     load = partial(integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256)

@@ -20,7 +20,8 @@ class Features:
 
     Attributes:
         train, validation, test: float32 (N, D) by stage, on the CPU; the last stage is "last".
-            `test` is None where the test split must not be opened.
+            `validation` is empty in a parity track, where all images are trained on; `test` is None
+            where the test split must not be opened.
         train_labels, validation_labels, test_labels: int64 (N,).
         class_names: one per class.
         extras: what else is known of the training images, int64 (N,) by name: what the data set
@@ -119,6 +120,7 @@ def raw_pixels(dataset: Dataset, split: Split, *, test: bool = True) -> Features
 
 def _features(dataset: Dataset, split: Split, test: bool, measure) -> Features:
     source = "val" if split.own else "train"
+    held = Rows(dataset.images[source], split.val)
     labels = {
         key: torch.from_numpy(np.array(value)).long() for key, value in dataset.labels.items()
     }
@@ -130,7 +132,7 @@ def _features(dataset: Dataset, split: Split, test: bool, measure) -> Features:
 
     return Features(
         train={name: values for name, values in train.items() if name not in repeats},
-        validation=others(Rows(dataset.images[source], split.val)),
+        validation=others(held) if len(held) else {},
         test=others(dataset.images["test"]) if test else None,
         train_labels=labels["train"][split.train],
         validation_labels=labels[source][split.val],

@@ -94,7 +94,8 @@ def check(
     """Return what is wrong, a line each; nothing when the row is sound.
 
     Checked: the weights are what they were before the evaluations; features do not depend on batch
-    size or order; a probe of shuffled labels finds nothing (validation only).
+    size or order; a probe of shuffled labels finds nothing (validation only, or training images
+    set aside where there is none).
     """
     faults = []
     if weights_sha256(backbone) != sha256:
@@ -133,6 +134,8 @@ def shuffled_probe(
     Args:
         probe: from features (without a test split) to validation accuracy, 0 to 1.
     """
+    if len(features.validation_labels) == 0:  # a parity track
+        features = _set_aside(features, seed)
     held = features.validation_labels
     scores = []
     for draw in range(SHUFFLES):
@@ -158,6 +161,22 @@ def shuffled_probe(
             f"{100 * share:.1f} % is chance: labels leak"
         )
     return ""
+
+
+def _set_aside(features: Features, seed: int) -> Features:
+    """Return the features with some training images, at most a tenth, in place of validation."""
+    generator = torch.Generator().manual_seed(stream(seed, "evaluate", "shuffled", "aside"))
+    order = torch.randperm(len(features.train_labels), generator=generator)
+    count = min(SHUFFLED_IMAGES, max(1, len(order) // 10))
+    aside, rest = order[:count], order[count : count + SHUFFLED_IMAGES]
+    last = features.train["last"]
+    return replace(
+        features,
+        train={"last": last[rest]},
+        train_labels=features.train_labels[rest],
+        validation={"last": last[aside]},
+        validation_labels=features.train_labels[aside],
+    )
 
 
 def probe_once(features: Features) -> float:

@@ -251,7 +251,8 @@ def _run(
             "split": split["sha256"],
         }
         | limited
-        | ({"store_size": track.store_size} if track.store_size else {}),
+        | ({"store_size": track.store_size} if track.store_size else {})
+        | ({"parity": True} if track.parity else {}),
         "image_size": track.image_size,
         "backbone": track.backbone if trains else None,
         "budget": {"steps": steps if trains else 0},

@@ -45,9 +45,9 @@ def probe(
 
     Args:
         names: installed names or paths of local files.
-        data: {"name", "image_size", "store_size", "on_bad_image", "test"} or None for no data; only
-            with `test` is the test split opened, to hash it. With `backbone`, whether it can be
-            built.
+        data: {"name", "image_size", "store_size", "parity", "on_bad_image", "test"} or None for no
+            data; only with `test` is the test split opened, to hash it. With `backbone`, whether it
+            can be built.
         evaluations: {protocol: overrides of its settings}.
         headline: `PROTOCOL.METRIC`; the metric stands as `headline` in that protocol's answer.
         tuned: {method: every field of a tuned configuration}; overrides over it are `tuned` in
@@ -194,7 +194,7 @@ def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] |
     evaluations.refuse_missing(asked["evaluations"], dataset)
     splits = {}
     for seed in asked["seeds"]:
-        split = data.split(dataset, seed)
+        split = data.split(dataset, seed, parity=wanted.get("parity", False))
         splits[seed] = {
             "sha256": split.sha256,
             "train": len(split.train),

@@ -76,6 +76,7 @@ class Recipe:
 def training_sha256(track: Track) -> str:
     """Return the hash of what a track's trials depend on, besides the method."""
     content = dataclasses.asdict(track)
+    del content["parity"]  # no trials there
     kept = {key: value for key, value in content.items() if key not in ("id", *NOT_TRAINED)}
     return digest(kept | {"evaluations": None})  # the headline has a hash of its own
 

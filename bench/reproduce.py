@@ -80,6 +80,7 @@ def rebuild(
             "name": source,
             "image_size": spec["image_size"],
             "store_size": spec["data"].get("store_size"),
+            "parity": spec["data"].get("parity", False),
             "on_bad_image": on_bad_image(run),
             "test": False,
             "backbone": spec["backbone"],

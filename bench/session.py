@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from bench.runner import Options
 
 QUICK_SEEDS = 3
+PARITY = (
+    " Parity with published tables: pretraining and evaluations train on all training images, none "
+    "is set aside for validation, and nothing was selected."
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ def prepare(
     """
     standard = load_track(track)
     chosen = override(standard, **(overrides or {}))
+    if chosen.parity and dev:
+        raise UserError(
+            f"track {standard.id} has no validation images, and --dev reports nothing else; "
+            "leave --dev out, or take a track that sets some aside"
+        )
     changed = chosen.id != standard.id
     asked = manager.select(plugins)
     named = {manager.method_name(request): request for request in asked}
@@ -101,6 +110,7 @@ def prepare(
             "name": chosen.data["name"],
             "image_size": chosen.image_size,
             "store_size": chosen.store_size,
+            "parity": chosen.parity,
             "on_bad_image": on_bad_image,
             "test": not dev,
             "backbone": chosen.backbone,
@@ -218,7 +228,8 @@ def _page(
         "title": words["title"],
         "description": " ".join(words["description"].split())
         + gray * (facts["channels"] == 1)
-        + stored * (track.store_size is not None),
+        + stored * (track.store_size is not None)
+        + PARITY * track.parity,
         "smoke": track.smoke,
         "seeds": list(track.seeds),
         "data": data_name(facts["name"]),

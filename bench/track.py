@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.errors import UnknownName, UserError
+from bench.evaluations import chooses
 from bench.identity import canonical_json, digest
 
 SHIPPED = Path(__file__).parent / "tracks"
@@ -89,6 +90,22 @@ class _Content(_Table):
     evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
     trials: int = Field(default=8, ge=0, le=64)
     headline: str = ""
+    parity: bool = False
+
+    @model_validator(mode="after")
+    def parity_selects_nothing(self) -> _Content:
+        if not self.parity:
+            return self
+        if self.trials:
+            raise ValueError(f"a parity track selects nothing: trials must be 0, got {self.trials}")
+        for name, overrides in self.evaluations.items():
+            chosen = chooses(name, overrides)
+            if chosen:
+                raise ValueError(
+                    f"a parity track selects nothing, and has no validation images; {name} "
+                    f"chooses {chosen}"
+                )
+        return self
 
     @model_validator(mode="after")
     def headline_of_an_evaluation(self) -> _Content:
@@ -128,6 +145,8 @@ class Track:
         trials: how many each tuned method gets; only rows with as many are ranked.
         headline: the metric that ranks and is tuned for, `PROTOCOL.METRIC`; by default the usual
             metric of the first evaluation.
+        parity: pretraining and evaluations train on all training images, as papers' tables do;
+            there are no validation images, and nothing may be selected.
     """
 
     id: str
@@ -148,6 +167,7 @@ class Track:
     evaluations: dict[str, dict[str, Any]]
     trials: int
     headline: str
+    parity: bool = False
 
     @property
     def headline_protocol(self) -> str:
@@ -265,6 +285,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _track(name: str, content: dict[str, Any], origin: str) -> Track:
     checked = _checked(content, origin)
+    if name.endswith("-parity") != checked.get("parity", False):
+        raise UserError(
+            f"{origin}: a track has parity = true if its name ends in -parity, and only then; its "
+            "rows are no rows of a track that sets validation images aside"
+        )
     canonical = canonical_json(checked)
     track_id = name
     shipped_file = SHIPPED / f"{name}.toml"
@@ -290,6 +315,8 @@ def _checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
     if checked["data"]["store_size"] in (None, checked["data"]["image_size"]):
         del checked["data"]["store_size"]  # ids are as if the key did not exist
+    if not checked["parity"]:
+        del checked["parity"]
     checked["budget"] = {k: v for k, v in checked["budget"].items() if v is not None}
     try:
         canonical_json(checked)

@@ -240,6 +240,7 @@ def prepare(
             "name": chosen.data["name"],
             "image_size": chosen.image_size,
             "store_size": chosen.store_size,
+            "parity": chosen.parity,
             "on_bad_image": on_bad_image,
             "test": False,
             "backbone": chosen.backbone,

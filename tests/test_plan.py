@@ -420,3 +420,9 @@ def test_a_store_size_stands_in_the_spec_only_where_images_are_stored_larger():
     assert runs(larger)[0].spec["data"]["store_size"] == 40
     assert runs(larger)[0].spec["image_size"] == 32
     assert runs(larger)[0].run_id != runs(standard)[0].run_id
+
+
+def test_parity_stands_in_the_spec_only_where_it_is_asked_for():
+    standard = plan.load_track("digits")
+    assert "parity" not in runs(standard)[0].spec["data"]
+    assert runs(dataclasses.replace(standard, parity=True))[0].spec["data"]["parity"] is True

@@ -224,7 +224,7 @@ def of_spec(
         test=test,
         on_bad_image=on_bad_image,
     )
-    return dataset, split(dataset, spec["seed"])
+    return dataset, split(dataset, spec["seed"], parity=spec["data"].get("parity", False))
 
 
 def _extras(parts: dict[str, Part]) -> dict[str, dict[str, np.ndarray]]:

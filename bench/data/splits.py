@@ -28,7 +28,8 @@ class Split:
 
     Attributes:
         train: rows of the training images that pretraining sees.
-        val: rows of the validation images: of `train` unless `own`, then of the split `val`.
+        val: rows of the validation images: of `train` unless `own`, then of the split `val`; none
+            for a parity track.
         own: whether the data set brings its own validation split.
         sha256: over both index lists.
     """
@@ -39,17 +40,27 @@ class Split:
     sha256: str
 
 
-def split(dataset: Dataset, seed: int) -> Split:
+def split(dataset: Dataset, seed: int, *, parity: bool = False) -> Split:
     """Return the validation split of a seed: stratified 10 % of train, or the data set's own.
+
+    With `parity` nothing is set aside: training has every image and validation none.
 
     Of each class round(count / 10) images, at least one where it has two. The choice depends on
     the data's sha256, the rule's name and seed mod 5 only: it takes the images with the smallest
     raw words of a PCG64 stream, which NumPy promises never to change.
 
     Raises:
-        UserError: no class has two training images.
+        UserError: no class has two training images; or `parity` of a data set with a validation
+            split of its own.
     """
     labels = dataset.labels["train"]
+    if parity:
+        if "val" in dataset.images:
+            raise UserError(
+                f"{dataset.name!r} brings its own validation split, and a parity track trains on "
+                "all images; put its validation images into the training split"
+            )
+        return _hashed(np.arange(len(labels)), np.arange(0), False)
     if "val" in dataset.images:
         everything = np.arange(len(labels), dtype=np.int64)
         return _hashed(everything, np.arange(len(dataset.images["val"]), dtype=np.int64), True)

@@ -79,7 +79,7 @@ class Subject:
             for the floor of raw pixels.
         dataset, split: images and which of them are for validation.
         kind: the input that the backbone is shown, as `backbones.to_input` knows it.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels, as the backbone sees them.
         test: whether the test split may be opened; if not, `dataset` has none.
         threads: that the numbers depend on, as the run's own do.
     """
@@ -97,19 +97,24 @@ class Subject:
         """Return a copy of the backbone that nothing else holds, or None if there is none."""
         return None if self.load is None else self.load()
 
-    def images(self, split: str) -> np.ndarray:
+    def images(self, split: str, *, stored: bool = False) -> np.ndarray:
         """Return the uint8 images (N, C, H, W) of train, validation or test, in features' order.
+
+        Args:
+            stored: as large as they are stored, to crop `image_size` from.
 
         Raises:
             LookupError: the test split, where it may not be opened.
         """
-        if split == "train":
-            return self.dataset.images["train"][self.split.train]
-        if split == "validation":
-            return self.dataset.images["val" if self.split.own else "train"][self.split.val]
-        if not self.test:
+        if split == "test" and not self.test:
             raise LookupError("the test split is closed to this evaluation")
-        return self.dataset.images["test"]
+        key = "val" if split == "validation" and self.split.own else split
+        images = self.dataset.stored if stored else self.dataset.images.__getitem__
+        if key in ("val", "test"):
+            return images(key)
+        rows = self.split.train if key == "train" else self.split.val
+        whole = images("train")
+        return whole if len(rows) == len(whole) else whole[rows]  # no copy of all of them
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,19 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
     needs = getattr(module, "NEEDS", "features")
     extra = getattr(module, "NEEDS_EXTRA", "")
     return Protocol(name, module.ID, module.VERSION, settings, hashed, needs, extra)
+
+
+def chooses(name: str, overrides: dict[str, Any]) -> str:
+    """Return what a protocol chooses on validation, and how it would not; "" if it chooses nothing.
+
+    Tracks ask this where torch must not be imported, so it is no attribute of the modules.
+    """
+    if name == "knn":
+        return "" if len(overrides.get("k", ())) == 1 else "k, unless it is given one: k = [200]"
+    if name == "linear_probe_sgd":
+        joined = overrides.get("train_on") == "train+validation"
+        return "" if joined else 'nothing, but it needs train_on = "train+validation"'
+    return "by validation scores"
 
 
 def over_features() -> list[str]:

@@ -70,14 +70,16 @@ def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:
         BackboneChanged: a weight or a statistic is not what it was before.
     """
     joined = settings["train_on"] == "train+validation"
-    images, labels = subject.images("train"), subject.features.train_labels
-    if joined:
-        images = np.concatenate([images, subject.images("validation")])
-        labels = torch.cat([labels, subject.features.validation_labels])
+    images, labels = subject.images("train", stored=True), subject.features.train_labels
+    held = subject.features.validation_labels
+    if joined and len(held):  # a parity track's training images are all there are
+        images = np.concatenate([images, subject.images("validation", stored=True)])
+        labels = torch.cat([labels, held])
     backbone = subject.backbone()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     classes = len(subject.features.class_names)
-    classifier = fit(backbone, images, labels, classes, subject.kind, settings, seed)
+    size = subject.image_size
+    classifier = fit(backbone, images, labels, classes, subject.kind, settings, seed, size=size)
     if not classifier.weight.isfinite().all():
         return Evaluation({}, {}, {}, stamps=("diverged",))
     model, validation, metrics, predictions = nn.Sequential(backbone, classifier), {}, {}, {}
@@ -110,8 +112,14 @@ def fit(
     kind: str,
     settings: dict,
     seed: int,
+    *,
+    size: int | None = None,
 ) -> nn.Linear:
-    """Return the linear layer after the last epoch; the backbone is left in eval mode."""
+    """Return the linear layer after the last epoch; the backbone is left in eval mode.
+
+    Args:
+        size: side of the crops in pixels; None: the images'.
+    """
     torch.manual_seed(stream(seed, "evaluate", ID, "init"))
     generator = torch.Generator().manual_seed(stream(seed, "evaluate", ID, "order"))
     device = device_of(backbone)
@@ -127,7 +135,7 @@ def fit(
         weight_decay=settings["weight_decay"],
         fused=True,
     )
-    view = augment.random_resized_crop(scale=(settings["smallest_crop"], 1.0))
+    view = augment.random_resized_crop(size, scale=(settings["smallest_crop"], 1.0))
     if settings["flip"]:
         view = augment.compose(view, augment.horizontal_flip())
     per_epoch = -(-len(labels) // settings["batch_size"])
