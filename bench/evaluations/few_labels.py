@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -69,36 +70,44 @@ def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
             stamps.append(f"K = {per_class} skipped: the smallest class has {smallest} images")
             continue
         rows = torch.stack([draw(labels, per_class, number) for number in range(count)])
-        folded = per_class >= settings["folds"]
-        scores, right, strengths = {}, {}, {}
-        for stage in reversed(features.train) if folded else ["last"]:
-            weight, bias, strengths[stage], scores[stage] = _classifiers(
-                features.train[stage], scales[stage], labels, rows, settings, stamps, stage
+        columns = {f"k{per_class}": ["last"] * count}
+        strengths = {"last": torch.full((count,), settings["l2_few"])}
+        if per_class >= settings["folds"]:
+            strengths, hits = _fold(features, scales, labels, rows, settings)
+            best = [max(hits, key=lambda stage: int(hits[stage][i])) for i in range(count)]
+            columns[f"k{per_class}_best"] = best
+        right: dict[tuple[str, str, int], Tensor] = {}  # split, stage, draw -> bool (N,)
+        for stage, scale in scales.items():
+            members = [i for i in range(count) if any(s[i] == stage for s in columns.values())]
+            if not members:
+                continue
+            weight, bias, late = _fit(
+                features.train[stage],
+                scale,
+                labels,
+                rows[members],
+                strengths[stage][members],
+                settings,
             )
+            if late:
+                stamps.append(f"{stage}, K = {per_class}: {late} draws not converged")
             for split in found:
                 if getattr(features, split) is not None:
                     images, truth = getattr(features, split), getattr(features, f"{split}_labels")
-                    right[split, stage] = _right(
-                        scales[stage], images[stage], truth, present, weight, bias
-                    )
-        columns = {f"k{per_class}": ["last"] * count}
-        chosen[f"k{per_class}"] = {"l2": strengths["last"]}
-        if folded:
-            best = [max(scores, key=lambda stage: scores[stage][i]) for i in range(count)]
-            columns[f"k{per_class}_best"] = best
-            chosen[f"k{per_class}_best"] = {
-                "stage": Counter(best).most_common(1)[0][0],
-                "stages": best,
-                "l2": [strengths[stage][i] for i, stage in enumerate(best)],
-            }
-        for name, by_draw in columns.items():
-            for split in {split for split, _ in right}:
-                hits = torch.stack([right[split, s][i] for i, s in enumerate(by_draw)])  # (B, N)
-                percent = 100 * hits.double().mean(1)
+                    of_draws = _right(scale, images[stage], truth, present, weight, bias)
+                    right |= {(split, stage, i): r for i, r in zip(members, of_draws, strict=True)}
+        for name, stages in columns.items():
+            l2 = [float(f"{strengths[stage][i]:.6g}") for i, stage in enumerate(stages)]
+            chosen[name] = {"l2": l2}
+            if name.endswith("_best"):
+                chosen[name] |= {"stage": Counter(stages).most_common(1)[0][0], "stages": stages}
+            for split in {split for split, _, _ in right}:
+                named = torch.stack([right[split, s, i] for i, s in enumerate(stages)])  # (B, N)
+                percent = 100 * named.double().mean(1)
                 found[split][f"{name}_top1"] = float(percent.mean())
                 found[split][f"{name}_spread"] = float(percent.std()) if count > 1 else 0.0
                 if split == "test":
-                    shares[f"{name}_top1"] = hits.sum(0).numpy()
+                    shares[f"{name}_top1"] = named.sum(0).numpy()
                     draws[f"{name}_top1"] = count
     return Evaluation(found["test"], found["validation"], chosen, {}, tuple(stamps), shares, draws)
 
@@ -119,46 +128,54 @@ def draw(labels: Tensor, per_class: int, number: int) -> Tensor:
     return torch.from_numpy(order[starts[:, None] + np.arange(per_class)].ravel())
 
 
-def _classifiers(
+def _sets(features: Tensor, scale: Standardiser, labels: Tensor, rows: Tensor) -> Iterator[Sets]:
+    """Yield a few draws at a time of `rows` (B, C * K), from all training features (N, D)."""
+    for some in rows.split(max(1, _ELEMENTS // (rows.shape[1] * features.shape[1]))):
+        images = scale(features[some.flatten()]).view(*some.shape, -1)  # (B, C * K, D)
+        yield sets(images, labels[some], int(labels.max()) + 1)
+
+
+def _fold(
+    features: Features,
+    scales: dict[str, Standardiser],
+    labels: Tensor,
+    rows: Tensor,
+    settings: dict,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return per stage, the last first, each draw's l2 (B,) and its right answers (B,) by folds."""
+    strengths, hits = {}, {}
+    per_class = rows.shape[1] // (int(labels.max()) + 1)
+    for stage, scale in reversed(scales.items()):
+        of_draws = _sets(features.train[stage], scale, labels, rows)
+        parts = [_cross_validate(of, per_class, settings) for of in of_draws]
+        strengths[stage], hits[stage] = map(torch.cat, zip(*parts, strict=True))
+    return strengths, hits
+
+
+def _fit(
     features: Tensor,
     scale: Standardiser,
     labels: Tensor,
     rows: Tensor,
+    strengths: Tensor,
     settings: dict,
-    stamps: list[str],
-    stage: str,
-) -> tuple[Tensor, Tensor, list[float], list[int]]:
-    """Return weights (B, C, D), biases (B, C), l2 and the folds' right answers, per draw.
-
-    Args:
-        features: of all training images, (N, D).
-        rows: of the draws, class by class, (B, C * K).
-    """
-    num_classes = int(labels.max()) + 1
-    per_class = rows.shape[1] // num_classes
-    weights, biases, strengths, scores, late = [], [], [], [], 0
-    for some in rows.split(max(1, _ELEMENTS // (rows.shape[1] * features.shape[1]))):
-        images = scale(features[some.flatten()]).view(*some.shape, -1)  # (B, C * K, D)
-        of = sets(images, labels[some], num_classes)
-        l2, hits = torch.full((len(some),), settings["l2_few"]), torch.zeros(len(some))
-        if per_class >= settings["folds"]:
-            l2, hits = _cross_validate(of, per_class, settings)
+) -> tuple[Tensor, Tensor, int]:
+    """Return weights (B, C, D) and biases (B, C) of draws, and how many did not converge."""
+    fitted, late, first = [], 0, 0
+    for of in _sets(features, scale, labels, rows):
+        num_sets, num_images = of.design.shape[:2]
         solution = fit(
             of,
-            torch.full((len(some), 1, some.shape[1]), 1 / some.shape[1]),
-            l2[:, None],
+            torch.full((num_sets, 1, num_images), 1 / num_images),
+            strengths[first : first + num_sets, None],
             tolerance=settings["gradient_norm"],
             max_iterations=settings["max_iterations"],
         )
-        weight, bias = classifier(of, solution.point)
-        weights.append(weight)
-        biases.append(bias)
-        strengths += [float(f"{value:.6g}") for value in l2.tolist()]
-        scores += hits.int().tolist()
+        fitted.append(classifier(of, solution.point))
         late += int((~solution.converged).sum())
-    if late:
-        stamps.append(f"{stage}, K = {per_class}: {late} of {len(rows)} draws not converged")
-    return torch.cat(weights), torch.cat(biases), strengths, scores
+        first += num_sets
+    weight, bias = map(torch.cat, zip(*fitted, strict=True))
+    return weight, bias, late
 
 
 def _cross_validate(of: Sets, per_class: int, settings: dict) -> tuple[Tensor, Tensor]:
