@@ -97,8 +97,8 @@ def test_what_would_select_is_refused_in_one_line(old, new, said, tmp_path: Path
 
 
 def test_every_protocol_that_may_choose_is_known_to() -> None:
-    """With its own settings each shipped protocol needs validation images."""
-    for name in evaluations.NAMES:
+    """With its own settings each shipped protocol but one needs validation images."""
+    for name in set(evaluations.NAMES) - {"few_labels"}:  # that one chooses inside its draws
         assert evaluations.chooses(name, {})
 
 

@@ -190,6 +190,8 @@ def chooses(name: str, overrides: dict[str, Any]) -> str:
 
     Tracks ask this where torch must not be imported, so it is no attribute of the modules.
     """
+    if name == "few_labels":
+        return ""
     if name == "knn":
         return "" if len(overrides.get("k", ())) == 1 else "k, unless it is given one: k = [200]"
     if name == "linear_probe_sgd":

@@ -92,7 +92,7 @@ def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
             if late:
                 stamps.append(f"{stage}, K = {per_class}: {late} draws not converged")
             for split in found:
-                if getattr(features, split) is not None:
+                if getattr(features, split):  # a parity track has no validation images
                     images, truth = getattr(features, split), getattr(features, f"{split}_labels")
                     of_draws = _right(scale, images[stage], truth, present, weight, bias)
                     right |= {(split, stage, i): r for i, r in zip(members, of_draws, strict=True)}

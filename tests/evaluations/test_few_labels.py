@@ -173,6 +173,15 @@ def test_metrics_are_the_mean_share_of_the_draws_on_test_and_validation():
     assert unread.validation == outcome.validation
 
 
+def test_a_parity_track_without_validation_images_has_the_same_numbers():
+    protocol = evaluations.protocol("few_labels", SMALL)
+    none = features(validation={}, validation_labels=torch.zeros(0, dtype=torch.int64))
+    found = protocol.evaluate(none, 0)
+    assert found.validation == {}
+    assert found.metrics == protocol.evaluate(features(), 0).metrics
+    assert evaluations.chooses("few_labels", {}) == ""
+
+
 def test_the_folds_find_the_stage_that_holds_the_classes():
     outcome = evaluations.protocol("few_labels", SMALL).evaluate(features(), 0)
     assert outcome.chosen["k10_best"]["stages"] == ["stage2"] * 4
