@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import json
 import tomllib
@@ -9,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nested_venv
+import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from small_runs import write_data
+from torch import nn
 
 from bench import cards, manager, new_plugin
 from bench.cli import bench, main
+from bench.engine import Trainer
+from bench.probe import fork_server
 
 ROOT = Path(__file__).parents[1]
 TRACK = """
@@ -110,6 +117,57 @@ def test_bench_check_finds_it(author: Author) -> None:
     """One check here; the package's own tests do them all."""
     (found,) = json.loads(author.run("bench check two_views --json --only card")).values()
     assert [(check["id"], check["status"]) for check in found] == [("card", "passed")]
+
+
+def train(rank: int, world: int, folder: str, plugin: str) -> None:
+    """Train the generated method in one of `world` processes and leave its parameters."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    place = Path(folder)
+    if world > 1:
+        where = f"file://{place / 'rendezvous'}"
+        dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+    images = np.random.default_rng(0).integers(0, 256, (32, 3, 16, 16), dtype=np.uint8)
+    shared = {"seed": 0, "folder": place, "precision": "fp64", "rank": rank, "world": world}
+    engine = Trainer(images, None, None, steps=3, batch_size=8, **shared)
+    backbone = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.BatchNorm2d(6), nn.Flatten())
+    backbone.num_features = 6 * 7 * 7
+    torch.manual_seed(0)
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    loaded = manager.load(plugin)
+    small = loaded.call("describe").recipes["small"]
+    plain = {"features": 5, "optimizer": "sgd", "base_lr": 0.1, "warmup_epochs": 0.0}
+    config = dataclasses.replace(small, **plain)
+    model = loaded.call("pretrain", backbone=backbone, config=config, engine=engine)
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    torch.save(state, place / f"{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_two_processes_train_it_as_one_does(tmp_path: Path) -> None:
+    new_plugin.write("pair", tmp_path / "package", author="Me")
+    plugin = tmp_path / "package" / "bench_pair.py"
+    context, found = fork_server(), {}
+    for world in (1, 2):
+        place = tmp_path / f"world{world}"
+        place.mkdir()
+        processes = [
+            context.Process(target=train, args=(rank, world, str(place), str(plugin)))
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            process.kill()
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * world
+        found[world] = torch.load(place / "0.pt", weights_only=True)
+    assert found[1].keys() == found[2].keys()
+    for name, expected in found[1].items():
+        assert torch.allclose(found[2][name], expected, rtol=0, atol=1e-9), name
 
 
 @pytest.mark.slow
