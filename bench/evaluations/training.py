@@ -44,7 +44,7 @@ def show(
         kind: the input, as `backbones.to_input` knows it.
         view: seen through this, which draws from `generator`.
     """
-    unit = torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255)
+    unit = torch.from_numpy(np.array(images)).to(device).float().div_(255)
     if view is not None:
         unit = view(unit, Draws.of(unit, generator))
     return from_unit(unit, kind).contiguous(memory_format=torch.channels_last)
