@@ -233,7 +233,12 @@ def test_a_run_has_the_spec_of_the_contract():
         "version": "1.0",
         "engine": ENGINE,
     }
-    assert [entry["name"] for entry in run.evaluations] == ["linear_probe", "knn"]
+    assert {entry["name"]: entry["overrides"] for entry in run.evaluations} == {
+        "linear_probe": {},
+        "knn": {},
+        "few_labels": {},
+        "finetune": {"images_per_rate": 5000},
+    }
 
 
 def test_rows_fit_the_result_schema():
