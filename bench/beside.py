@@ -1,4 +1,4 @@
-"""What lies beside the results in a folder of boards: ledger, recipes, reproductions."""
+"""What lies beside the results in a folder of boards: ledger, recipes, reproductions, claims."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import ledger, recipes, reproductions
+from bench import claims, ledger, recipes, reproductions
 from bench.errors import UserError
 from bench.recipes import Recipe
 from bench.reproductions import Record
@@ -22,12 +22,14 @@ class Beside:
         recipes: track id -> the tuned recipes of its methods, by name.
         reproduced: runs that were trained again, the latest last.
         problems: a line for each file that cannot be read.
+        claims: the file name of the page of claims, if the folder has studies.
     """
 
     ledger: Sequence[Mapping[str, Any]] = ()
     recipes: Mapping[str, tuple[Recipe, ...]] = field(default_factory=dict)
     reproduced: Sequence[Record] = ()
     problems: tuple[str, ...] = ()
+    claims: str = ""
 
 
 def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
@@ -51,4 +53,5 @@ def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
         recipes={track: tuple(kept) for track, kept in found.items()},
         reproduced=reproductions.read(folder),
         problems=tuple(problems),
+        claims=claims.PAGE if claims.exists(folder) else "",
     )

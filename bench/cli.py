@@ -16,6 +16,7 @@ from bench.commands import (
     plugins_writing,
     reproducing,
     running,
+    studying,
     tracks,
     tuning,
 )
@@ -88,6 +89,7 @@ COMMANDS = (
     methods.check,
     plugins_writing.new_plugin,
     evaluating.eval_,
+    studying.study,
     boards.leaderboard,
     boards.publish,
     reproducing.reproduce,

@@ -317,8 +317,12 @@ def page_name(track_id: str) -> str:
     return f"{track_id}.md"
 
 
-def render_index(pages: Iterable[tuple[Track, Sequence[Result]]]) -> str:
-    """Return the index of the pages, each a track with its results."""
+def render_index(pages: Iterable[tuple[Track, Sequence[Result]]], *, claims: str = "") -> str:
+    """Return the index of the pages, each a track with its results.
+
+    Args:
+        claims: the file name of the page of claims, if there is one.
+    """
     lines = []
     for track, results in sorted(pages, key=lambda page: page[0]["id"]):
         board = build(track, results)
@@ -341,8 +345,11 @@ def render_index(pages: Iterable[tuple[Track, Sequence[Result]]]) -> str:
         "Rendered from the result files in `results/`, never edited by hand. What a page says "
         "holds for its data, backbone and budget."
     )
-    shown = table(headers, lines, "llrrrrl") if lines else "No results yet."
-    return "\n\n".join(["# Leaderboards", shown, f"<sub>{said}</sub>"]) + "\n"
+    blocks = [table(headers, lines, "llrrrrl") if lines else "No results yet."]
+    if claims:
+        what = "what the lecture says, sentence by sentence, and what runs here say of it"
+        blocks.append(f"[Claims]({quote(claims)}): {what}.")
+    return "\n\n".join(["# Leaderboards", *blocks, f"<sub>{said}</sub>"]) + "\n"
 
 
 def _best(board: Board, rows: Sequence[TableRow]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import figures, leaderboard, ledger, recipes
+from bench import claims, figures, leaderboard, ledger, recipes
 from bench.beside import Beside
 from bench.beside import read as read_beside
 from bench.errors import UserError
@@ -90,7 +90,8 @@ def render_pages(
     beside: Beside,
 ) -> dict[str, str]:
     """Return file name -> text of index and pages, without their pictures."""
-    files = {INDEX: leaderboard.render_index((page.track, page.results) for page in pages)}
+    shown = ((page.track, page.results) for page in pages)
+    files = {INDEX: leaderboard.render_index(shown, claims=beside.claims)}
     for page in pages:
         name = page.track["id"]
         files[leaderboard.page_name(name)] = leaderboard.render_track(
@@ -198,7 +199,7 @@ def _write_boards(
             if not ((out_dir / name).is_file() and _is_current(out_dir / name, shown)):
                 write_text(out_dir / name, draw(shown))
             written.append(out_dir / name)
-    return written
+    return written + claims.write(out_dir)
 
 
 def _is_current(path: Path, points: Sequence[figures.Point | figures.Curve]) -> bool:
@@ -219,7 +220,8 @@ def check(
     files = render_pages(pages, current=current, engine=engine, beside=beside)
     differences = list(beside.problems)
     differences += [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
-    expected = set(files)
+    differences += claims.check(folder)
+    expected = {*files, beside.claims}
     for name, text in files.items():
         path = folder / name
         if not path.is_file():

@@ -215,12 +215,6 @@ def _page(
     protocols: list[dict[str, Any]],
 ) -> dict[str, Any]:
     kind, amount = next(iter(track.budget.items()))
-    args = ", ".join(f"{key}={value}" for key, value in sorted(track.backbone["args"].items()))
-    stem = track.backbone["stem"]
-    backbone = track.backbone["name"] + (f" ({args})" if args else "")
-    if stem:
-        pool = "" if stem["max_pool"] else ", no max-pool"
-        backbone += f", {stem['kernel']}x{stem['kernel']} stride-{stem['stride']} stem{pool}"
     gray = " Gray images: views of hue and saturation have no effect."
     stored = f" Stored at {track.store_size} px: views crop from that, evaluations see its centre."
     return {
@@ -234,7 +228,7 @@ def _page(
         "seeds": list(track.seeds),
         "data": data_name(facts["name"]),
         "licence": facts["licence"],
-        "backbone": backbone,
+        "backbone": backbone_words(track),
         "image_size": track.image_size,
         "budget": f"{amount} {kind}",
         "batch_size": track.batch_size,
@@ -246,6 +240,17 @@ def _page(
         "test_sha256": facts["test_sha256"],
         "trials": track.trials,
     }
+
+
+def backbone_words(track: Track) -> str:
+    """Return what a page says of the track's backbone."""
+    args = ", ".join(f"{key}={value}" for key, value in sorted(track.backbone["args"].items()))
+    stem = track.backbone["stem"]
+    backbone = track.backbone["name"] + (f" ({args})" if args else "")
+    if stem:
+        pool = "" if stem["max_pool"] else ", no max-pool"
+        backbone += f", {stem['kernel']}x{stem['kernel']} stride-{stem['stride']} stem{pool}"
+    return backbone
 
 
 def execute(session: Session, options: Options, *, say: Callable[[str], None], live: bool) -> int:

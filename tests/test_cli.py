@@ -30,6 +30,7 @@ COMMANDS = {
     "publish",
     "reproduce",
     "run",
+    "study",
     "track",
     "tune",
     "worker",

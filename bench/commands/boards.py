@@ -68,11 +68,13 @@ def _printed(
 @click.command()
 @click.option("--track", "tracks", multiple=True, help="Only this track; may be given again.")
 @click.option("--include-local", is_flag=True, help="Also rows of plugins that are bare files.")
+@click.option("--study", "studies", multiple=True, help="Instead, this claim's; may be repeated.")
 @click.option("--force", is_flag=True, help="Replace published results that differ.")
 @runs_dir
 @leaderboards_dir
 def publish(
     tracks: tuple[str, ...],
+    studies: tuple[str, ...],
     include_local: bool,
     force: bool,
     runs_dir: Path,
@@ -82,6 +84,16 @@ def publish(
     from bench import ENGINE, session
     from bench import publish as boards
 
+    if studies:
+        from bench.published_studies import publish_studies
+
+        if tracks or include_local:
+            raise UserError("--study publishes a claim's study alone; leave the others out")
+        copied = publish_studies(runs_dir, leaderboards_dir, studies, force=force)
+        now = {"current": session.current_code(), "engine": ENGINE}
+        rendered = boards.render_all(leaderboards_dir / "results", leaderboards_dir, **now)
+        click.echo("\n".join(str(path) for path in [*copied, *rendered]))
+        return OK
     written = boards.publish(
         runs_dir,
         leaderboards_dir,

@@ -1,0 +1,289 @@
+"""What a claim's results say: from its record, result files and observations to verdicts.
+
+A pure function of files; nothing is run, no torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bench import contrasts, observations, records, results, studies
+from bench.claim import Claim, Contrast, Metric, Side
+from bench.columns import Column
+from bench.contrasts import Estimate
+from bench.errors import UserError
+from bench.records import CellRecord, Record
+from bench.results import Result
+from bench.verdicts import Verdict, judge
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A side with its numbers.
+
+    Attributes:
+        cell: the runs that count, of the method that validation picked where there are several.
+        picked_by: {method: mean on validation} where there are several. absent: those that are
+            not installed.
+        values: (n,) of the side's metric. images: (N,) its mean over seeds for each test image.
+        beside: {metric: mean} of what is only shown.
+    """
+
+    side: Side
+    cell: CellRecord
+    picked_by: dict[str, float]
+    absent: tuple[str, ...]
+    values: np.ndarray
+    images: np.ndarray | None
+    beside: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A contrast: its verdict, or why there is none.
+
+    Attributes:
+        state: "judged", "not run", "incomplete", "refused".
+        reason: for all but "judged".
+        shown: numbers of a study's observations, means over seeds.
+    """
+
+    contrast: Contrast
+    state: str
+    reason: str = ""
+    estimate: Estimate | None = None
+    verdict: Verdict | None = None
+    sides: tuple[Measured, ...] = ()
+    shown: dict[str, float] = field(default_factory=dict)
+    holds: str = ""
+    stamps: tuple[str, ...] = ()
+
+
+class Incomplete(Exception):
+    """Runs or observations are missing, or did not end well."""
+
+
+def find(claim: Claim, studies_folder: Path) -> tuple[Record | None, list[Finding]]:
+    """Return the claim's record, if it has one, and a finding for each of its contrasts.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    file = records.path(studies_folder, claim.id)
+    if not file.is_file():
+        return None, [Finding(contrast, "not run") for contrast in claim.contrasts]
+    record = records.read(file)
+    if fault := records.fault(claim, record):
+        return record, [Finding(contrast, "refused", fault) for contrast in claim.contrasts]
+    found = []
+    for number, contrast in enumerate(claim.contrasts):
+        try:
+            found.append(_finding(claim, number, contrast, record, studies_folder))
+        except Incomplete as reason:
+            state = "not run" if str(reason) == "" else "incomplete"
+            found.append(Finding(contrast, state, str(reason)))
+    return record, found
+
+
+def _finding(
+    claim: Claim, number: int, contrast: Contrast, record: Record, folder: Path
+) -> Finding:
+    if contrast.study is not None:
+        return _of_study(number, contrast, record, folder)
+    sides = [
+        _measured(claim, number, at, side, contrast, record, folder)
+        for at, side in enumerate(contrast.sides)
+    ]
+    found = contrasts.estimate(_cells(sides), contrast.measure)
+    return Finding(
+        contrast,
+        "judged",
+        estimate=found,
+        verdict=_judge(contrast, found),
+        sides=tuple(sides),
+        holds=record.holds,
+    )
+
+
+def _judge(contrast: Contrast, found: Estimate) -> Verdict:
+    bounds = (contrast.range[0], contrast.range[1]) if contrast.range else None
+    return judge(found, rule=contrast.rule, delta=contrast.delta, bounds=bounds)
+
+
+def _cells(sides: Sequence[Measured]) -> list[contrasts.Cell]:
+    """Return the cells of a contrast; sides of the same runs are one cell, seed by seed."""
+    merged: dict[tuple[str, ...], contrasts.Cell] = {}
+    for side in sides:
+        key = (side.cell.track, *side.cell.runs.values())
+        weight = side.side.weight
+        if key not in merged:
+            merged[key] = contrasts.Cell(side.values, side.images, weight)
+            continue
+        before = merged[key]
+        images = None
+        if before.images is not None and side.images is not None:
+            images = before.weight * before.images + weight * side.images
+        values = before.weight * before.values + weight * side.values
+        merged[key] = contrasts.Cell(values, images, 1.0)
+    return list(merged.values())
+
+
+def _measured(
+    claim: Claim,
+    number: int,
+    at: int,
+    side: Side,
+    contrast: Contrast,
+    record: Record,
+    folder: Path,
+) -> Measured:
+    cells = [c for c in record.cells if (c.contrast, c.side) == (number, at)]
+    absent = tuple(cell.method for cell in cells if cell.absent)
+    present = [cell for cell in cells if not cell.absent]
+    if not cells:
+        raise Incomplete("")
+    if not present:
+        raise Incomplete(f"{', '.join(absent)} is not part of this version")
+    runs = {cell.method: _runs(cell, record, folder) for cell in present}
+    picked_by: dict[str, float] = {}
+    chosen = present[0]
+    if len(side.methods) > 1:
+        metric = contrast.select or claim.metric
+        assert metric is not None  # a claim with sides has one
+        picked_by = {
+            cell.method: float(
+                np.mean([_on_validation(run, metric, record) for run in runs[cell.method]])
+            )
+            for cell in present
+        }
+        best = max(picked_by, key=lambda name: picked_by[name])  # of equals, the first listed
+        chosen = next(cell for cell in present if cell.method == best)
+    metric = side.metric or claim.metric
+    assert metric is not None
+    picked = runs[chosen.method]
+    beside = {}
+    for other in claim.beside:
+        numbers = [_value(run, other, record) for run in picked]
+        beside[f"{other.protocol} {other.name}"] = float(np.mean(numbers))
+    return Measured(
+        side=side,
+        cell=chosen,
+        picked_by=picked_by,
+        absent=absent,
+        values=np.array([_value(run, metric, record) for run in picked]),
+        images=_images(picked, metric, record),
+        beside=beside,
+    )
+
+
+def _runs(cell: CellRecord, record: Record, folder: Path) -> list[Result]:
+    """Return a cell's finished runs by seed.
+
+    Raises:
+        Incomplete: some are missing or ended otherwise.
+    """
+    found, faults = [], []
+    for seed in record.seeds:
+        run_id = cell.runs.get(str(seed), "")
+        file = records.find_result(folder, cell.track, run_id) if run_id else None
+        if file is None:
+            faults.append(f"seed {seed} is missing")
+            continue
+        result = results.read(file)
+        if result.status != "done":
+            faults.append(f"seed {seed} ended as {result.status}")
+        elif result.run_id != run_id or result.seed != seed:
+            faults.append(f"seed {seed} is another run")
+        elif any(hashed not in result.evaluations for hashed in record.protocols.values()):
+            faults.append(f"seed {seed} was evaluated by other protocols")
+        else:
+            found.append(result)
+    if faults:
+        name = cell.title or cell.method
+        raise Incomplete(f"{len(found)} of {len(record.seeds)} runs of {name}: {faults[0]}")
+    return found
+
+
+def _entry(run: Result, metric: Metric, record: Record) -> results.EvaluationEntry:
+    return run.evaluations[record.protocols[metric.protocol]]
+
+
+def _value(run: Result, metric: Metric, record: Record) -> float:
+    if metric.protocol == "cost":
+        cost = run.cost.model_dump()
+        if metric.name not in cost:
+            raise UserError(f"a result's cost has no {metric.name!r}; it has {', '.join(cost)}")
+        return float(cost[metric.name])
+    return _of(_entry(run, metric, record).metrics, metric, run)
+
+
+def _on_validation(run: Result, metric: Metric, record: Record) -> float:
+    return _of(_entry(run, metric, record).validation, metric, run)
+
+
+def _of(numbers: dict[str, float], metric: Metric, run: Result) -> float:
+    if metric.name not in numbers:
+        raise UserError(
+            f"{run.run_id}: {metric.protocol} has no {metric.name!r}; it has {', '.join(numbers)}"
+        )
+    return numbers[metric.name]
+
+
+def _images(runs: Sequence[Result], metric: Metric, record: Record) -> np.ndarray | None:
+    """Return each test image's mean over seeds in points, (N,); None where none are stored."""
+    if metric.protocol == "cost":
+        return None
+    seen = []
+    for run in runs:
+        entry = _entry(run, metric, record)
+        hashed = record.protocols[metric.protocol]
+        column = Column(entry.id, entry.version, hashed, metric.name, metric.name)
+        seen.append(column.answers(entry, column.num_images(run)))
+    sizes = {None if answers is None else len(answers) for answers in seen}
+    return None if None in sizes or len(sizes) > 1 else 100.0 * np.mean(seen, axis=0)
+
+
+def _of_study(number: int, contrast: Contrast, record: Record, folder: Path) -> Finding:
+    name = str(contrast.study)
+    if name not in studies.NAMES:
+        raise Incomplete("")
+    files = record.observations.get(str(number), [])
+    seen = []
+    for file_name in files:
+        file = folder / "observations" / name / file_name
+        if file.is_file():
+            seen.append(observations.read(file))
+    lacking = sorted(set(record.seeds) - {observed.seed for observed in seen})
+    if lacking or not seen:
+        raise Incomplete(f"{len(seen)} of {len(record.seeds)} observations")
+    if len({observed.hash for observed in seen}) > 1:
+        raise Incomplete("its observations are of several versions of the study")
+    quantity = str(contrast.quantity)
+    if any(quantity not in observed.values for observed in seen):
+        raise Incomplete(f"its observations have no {quantity}")
+    images = [observed.images(quantity) for observed in seen]
+    whole = all(i is not None and len(i) == len(images[0]) for i in images)
+    found = contrasts.estimate(
+        [
+            contrasts.Cell(
+                np.array([observed.values[quantity] for observed in seen]),
+                np.mean(images, axis=0) if whole else None,
+            )
+        ]
+    )
+    shown = {
+        key: float(np.mean([observed.shown[key] for observed in seen])) for key in seen[0].shown
+    }
+    return Finding(
+        contrast,
+        "judged",
+        estimate=found,
+        verdict=_judge(contrast, found),
+        shown=shown,
+        holds=seen[0].holds or record.holds,
+        stamps=tuple(sorted({stamp for observed in seen for stamp in observed.stamps})),
+    )
