@@ -362,3 +362,11 @@ def test_chance_is_addressed_by_image() -> None:
     assert 0 <= values.min() < 0.01 < 0.99 < values.max() < 1
     faces = recipe.below(recipe.words(TINY, "val", "pose", 6000), 6)
     assert (np.abs(np.bincount(faces[:, 0]) - 1000) < 150).all()
+
+
+def test_the_docs_name_every_photograph_with_its_licence() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tracks.md").read_text(encoding="utf-8")
+
+    for photo in photographs.PHOTOGRAPHS:
+        cells = (f"`{photo.file}`", photo.distribution, photo.split, photo.licence, photo.author)
+        assert f"| {' | '.join(cells)} |" in page
