@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -139,13 +140,12 @@ def _section(
     facts.append(f"Scale: {claim.scale}. {text(claim.reason, longest=LONG)}")
     facts += _provenance(claim, record)
     blocks.append("\n".join(f"- {fact}" for fact in facts))
-    told: set[str | None] = set()  # contrasts of one study often share its procedure
+    told: set[str] = set()  # contrasts of one study share its numbers, and often its procedure
     for finding in findings:
+        more = _study(finding)
         blocks += _finding(claim, finding, leaderboards_dir)
-        procedure = finding.contrast.procedure
-        if procedure and procedure not in told:
-            blocks.append(text(procedure, longest=LONG))
-        told.add(procedure)
+        blocks += [block for block in more if block not in told]
+        told |= set(more)
     blocks.append(_footer(claim, findings))
     return "\n\n".join(blocks)
 
@@ -171,12 +171,26 @@ def _finding(claim: Claim, finding: Finding, leaderboards_dir: Path) -> list[str
     blocks = [said]
     if finding.sides:
         blocks += _sides(claim, finding.sides, leaderboards_dir)
+    return blocks
+
+
+def _study(finding: Finding) -> list[str]:
+    """Return what a study did and found beside the estimate."""
+    procedure = finding.contrast.procedure
+    blocks = [text(procedure, longest=LONG)] if procedure else []
     if finding.shown:
-        rows = [[text(name), short(value)] for name, value in finding.shown.items()]
+        names = sorted(finding.shown, key=_natural)
+        rows = [[text(name.replace("_", " ")), short(finding.shown[name])] for name in names]
         blocks.append(table(["mean over seeds", "value"], rows, "lr"))
     if finding.stamps:
         blocks.append("\n".join(f"- {text(stamp)}" for stamp in finding.stamps))
     return blocks
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return the key that puts gap_2 before gap_16."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def _asked(contrast: Contrast) -> str:
