@@ -17,12 +17,13 @@ from bench.cards import recipe_used
 from bench.errors import UnknownName, UserError
 from bench.identity import run_id
 from bench.manager import RAW_PIXELS
-from bench.track import Track, data_name, load_track, override, pin_data, shipped
+from bench.track import Track, absolute_name, data_name, load_track, override, pin_data, shipped
 
 __all__ = [
     "RAW_PIXELS_METHOD",
     "RunSpec",
     "Track",
+    "absolute_name",
     "load_track",
     "override",
     "parse_counts",

@@ -17,6 +17,7 @@ from bench.plan import (
     RAW_PIXELS_METHOD,
     RunSpec,
     Track,
+    absolute_name,
     data_name,
     load_track,
     override,
@@ -203,9 +204,7 @@ def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str
 
 def with_source(spec: RunSpec, source: str) -> RunSpec:
     """Return the spec with a relative path in the data set's name made absolute."""
-    kind, colon, path = source.partition(":")
-    place = f"{kind}:{Path(path).expanduser().absolute()}" if colon else source
-    return replace(spec, dataset=place)
+    return replace(spec, dataset=absolute_name(source))
 
 
 def _page(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import quote, unquote_plus
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -271,7 +272,26 @@ def pin_data(track: Track, facts: Mapping[str, Any]) -> Track:
 def data_name(name: str) -> str:
     """Return a data set's name without folders: `npz:/home/ada/faces.npz` is `npz:faces.npz`."""
     kind, colon, path = name.partition(":")
+    if kind == "timm":
+        head, _, query = path.partition("?")
+        kept = "&".join(part for part in query.split("&") if not part.startswith("root="))
+        return f"timm:{head}?{kept}" if kept else f"timm:{head}"
     return f"{kind}:{Path(path).expanduser().absolute().name}" if colon else name
+
+
+def absolute_name(name: str) -> str:
+    """Return a data set's name with a relative folder in it made absolute."""
+    kind, colon, path = name.partition(":")
+    if kind == "timm":
+        head, mark, query = path.partition("?")
+        parts = [
+            f"root={quote(str(Path(unquote_plus(part[5:])).expanduser().absolute()))}"
+            if part.startswith("root=")
+            else part
+            for part in query.split("&")
+        ]
+        return f"timm:{head}{mark}{'&'.join(parts)}"
+    return f"{kind}:{Path(path).expanduser().absolute()}" if colon else name
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from bench.data import (
     resize,
     scenes,
     stl10,
+    timm_sets,
 )
 from bench.data.arrays import load_array, materialise, pretraining
 from bench.data.hashes import split_sha256
@@ -69,6 +70,7 @@ NAMED: dict[str, Callable[[Request], Source]] = {
 KINDS: dict[str, Callable[[Request], Source]] = {
     "imagefolder": imagefolder.read,
     "npz": npz.read,
+    "timm": timm_sets.read,
 }
 STATES: dict[str, Callable[[], str]] = {  # how a data set can be had, in a few words
     "cifar10": partial(archives.state, cifar.CIFAR10),
@@ -170,7 +172,7 @@ def load(
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'error' or 'skip'")
     if cache_dir is None:
         cache_dir = os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench"
-    cache, path = Path(cache_dir).expanduser(), name.partition(":")[2]
+    cache = Path(cache_dir).expanduser()
     parts: dict[str, Part] = {}
     try:
         source = _source(name, side, on_bad_image, cache, say)
@@ -199,7 +201,7 @@ def load(
         sha256=digest({"class_names": source.class_names, "splits": hashes}),
         skipped=tuple(line for part in parts.values() for line in part.skipped),
         test_sha256=test_sha256,
-        places=(cache, *([Path(path).expanduser()] if path else []), *source.places),
+        places=(cache, *source.places),
         extras=_extras(parts),
         extra_names=dict(source.extra_names),
         larger=stored if side > image_size else {},

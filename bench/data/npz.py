@@ -66,6 +66,7 @@ def read(request: Request) -> Source:
         class_names=_class_names(path, "class_names" in keys),
         licence="unknown",
         source=f"local file {path.name!r}",
+        places=(path,),
     )
 
 
