@@ -1,4 +1,4 @@
-"""The tracks for a GPU plan and run, with limits, on stand-ins laid out as the real archives are."""
+"""The tracks for a GPU plan and run, with limits, on stand-ins laid out as the archives are."""
 
 from __future__ import annotations
 
