@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import data
+from bench import data, inventory
 from bench.data import archives, cifar, progress, stl10
 from bench.errors import UserError
 
@@ -147,6 +147,19 @@ def test_the_folder_above_may_be_named(name: str, made: Made, monkeypatch) -> No
     monkeypatch.setenv(ARCHIVES[name].variable, str(folder.parent))
 
     assert load(name).sha256 == before.sha256
+
+
+def test_the_doctor_says_how_a_set_can_be_had(name: str, made: Made, monkeypatch) -> None:
+    folder, _ = made
+    variable = ARCHIVES[name].variable
+    assert data.STATES[name]() == f"available in {folder}"
+
+    monkeypatch.setenv(variable, str(folder / "none"))
+    assert "lacks" in data.STATES[name]()
+
+    monkeypatch.delenv(variable)
+    assert variable in data.STATES[name]()
+    assert set(data.STATES) | {"digits"} <= set(inventory._data())
 
 
 def test_a_missing_file_is_named(name: str, made: Made) -> None:

@@ -96,6 +96,7 @@ def test_imagenets_folder_must_be_named_and_whole(folder: Path, tmp_path, monkey
     monkeypatch.delenv("BENCH_IMAGENET")
     assert "image-net.org" in refusal()
     assert "BENCH_IMAGENET" in refusal()
+    assert data.STATES["imagenet"]() == refusal()
 
     monkeypatch.setenv("BENCH_IMAGENET", str(tmp_path / "absent"))
     assert "lacks train/ and val/" in refusal()
