@@ -25,6 +25,8 @@ GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.integers(0, 256, (120, 1, 32, 32), dtype=np.uint8)
 LABELS = np.arange(120) % 4
 DATASET = SimpleNamespace(
+    extras={},
+    extra_names={},
     images={"train": IMAGES[:80], "test": IMAGES[80:]},
     labels={"train": LABELS[:80], "test": LABELS[80:]},
     class_names=("a", "b", "c", "d"),
