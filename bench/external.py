@@ -97,13 +97,17 @@ def evaluate_checkpoint(
     runs_dir: Path,
     store_size: int | None = None,
     seed: int = 0,
+    ledger_file: Path | None = None,
 ) -> tuple[Result, list[str]]:
     """Evaluate a checkpoint from elsewhere; return its result and what was done to load it.
+
+    Args:
+        ledger_file: as for `evaluate_run`.
 
     Raises:
         UserError: the file is no checkpoint, or does not fit the backbone.
     """
-    from bench import ENGINE, data, evaluations, features, judge, results
+    from bench import ENGINE, data, evaluations, features, judge, ledger, results
     from bench.backbones import build
     from bench.track import data_name
 
@@ -113,19 +117,6 @@ def evaluate_checkpoint(
     dataset = data.load(dataset_name, image_size=image_size, store_size=store_size)
     evaluations.refuse_missing(names, dataset)
     split = data.split(dataset, seed)
-    seen = features.extract(backbone, dataset, split)
-    protocols = [evaluations.protocol(name, {}) for name in names]
-
-    def load() -> nn.Module:
-        fresh = build(backbone_spec, image_size)
-        load_external(fresh, weights)
-        return fresh
-
-    subject = evaluations.Subject(seen, load, dataset, split, "rgb", image_size, True, THREADS)
-    try:
-        entries = judge.all_entries(protocols, subject, seed)
-    except (evaluations.NonFinite, evaluations.BackboneChanged) as error:
-        raise UserError(f"{weights.name}: {error}; no number is given") from None
     facts = data.facts(dataset)
     sha256 = file_sha256(weights)
     method = "".join(c if c.isalnum() else "_" for c in weights.stem.lower())[:60]
@@ -150,6 +141,30 @@ def evaluate_checkpoint(
     }
     track = f"external-{digest([facts['sha256'], image_size, backbone_spec])[:6]}"
     run_id = f"{method}-s{seed}-{digest(spec)[:10]}"
+    protocols = [evaluations.protocol(name, {}) for name in names]
+    ledger.append(
+        ledger_file or ledger.usual_folder() / ledger.FILE,
+        ledger.of_run(
+            track=track,
+            spec=spec,
+            run_id=run_id,
+            code={},
+            protocols=[p.hash for p in protocols],
+            test_sha256=dataset.test_sha256,
+        ),
+    )
+    seen = features.extract(backbone, dataset, split)
+
+    def load() -> nn.Module:
+        fresh = build(backbone_spec, image_size)
+        load_external(fresh, weights)
+        return fresh
+
+    subject = evaluations.Subject(seen, load, dataset, split, "rgb", image_size, True, THREADS)
+    try:
+        entries = judge.all_entries(protocols, subject, seed)
+    except (evaluations.NonFinite, evaluations.BackboneChanged) as error:
+        raise UserError(f"{weights.name}: {error}; no number is given") from None
     document = {
         "schema": results.SCHEMA,
         "run_id": run_id,

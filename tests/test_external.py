@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import backbones, packing
+from bench import backbones, ledger, packing
 from bench.errors import UserError
 from bench.external import evaluate_checkpoint, load_external
 
@@ -96,8 +96,11 @@ def test_external_row_says_that_its_data_are_unknown(tmp_path: Path) -> None:
         image_size=32,
         names=["knn"],
         runs_dir=tmp_path / "runs",
+        ledger_file=tmp_path / "ledger.jsonl",
     )
     (entry,) = result.evaluations.values()
+    (line,) = ledger.read(tmp_path / "ledger.jsonl")  # this look at the test split is counted too
+    assert (line["run_id"], line["protocols"]) == (result.run_id, list(result.evaluations))
     assert notes == []
     assert result.row.origin == "external"
     assert result.row.notes == ["external: training data unknown"]

@@ -36,18 +36,18 @@ def eval_(
     **options: Any,
 ) -> int:
     """Evaluate a finished RUN further, or any checkpoint: --backbone, --weights, --data."""
+    from bench import ledger
     from bench.evaluations import NAMES, over_features
 
     names = [name.strip() for name in evaluations.split(",")] if evaluations else over_features()
     if unknown := [name for name in names if name not in NAMES]:
         raise UnknownName("evaluation", unknown[0], NAMES)
+    file = leaderboards_dir / ledger.FILE
     if run is not None:
         if given := [key for key in ("track", "backbone", "weights", "data") if options[key]]:
             raise UserError(f"--{given[0]} is for checkpoints from elsewhere; leave it or RUN out")
-        from bench import ledger
         from bench.external import evaluate_run
 
-        file = leaderboards_dir / ledger.FILE
         result, notes = evaluate_run(run, names, runs_dir, ledger_file=file), []
     else:
         seed = options.pop("seed")
@@ -55,7 +55,13 @@ def eval_(
         from bench.external import evaluate_checkpoint
 
         result, notes = evaluate_checkpoint(
-            backbone, weights, names=names, runs_dir=runs_dir, seed=seed, **where
+            backbone,
+            weights,
+            names=names,
+            runs_dir=runs_dir,
+            seed=seed,
+            ledger_file=file,
+            **where,
         )
     if json:
         click.echo(display.json(result.document()))
