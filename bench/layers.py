@@ -114,7 +114,8 @@ def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
     place, unless it is itself a BatchNorm; with one group nothing changes.
 
     Raises:
-        ValueError: groups below 1; in training, a batch that does not divide into the groups.
+        ValueError: groups below 1.
+        Unsupported: in training, by a batch that does not divide into the groups.
     """
     if groups < 1:
         raise ValueError(f"a batch splits into 1 group or more, got {groups}")
@@ -217,7 +218,7 @@ def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tenso
 def _normalise_groups(norm: RegroupedBatchNorm, images: Tensor, *, groups: int) -> Tensor:
     """Normalise each of `groups` consecutive parts of (B, C, ...) by its own statistics."""
     if len(images) % groups:
-        raise ValueError(f"a batch of {len(images)} images does not split into {groups} groups")
+        raise Unsupported(f"a batch of {len(images)} images does not split into {groups} groups")
     running = norm.running_mean is not None
     means = norm.running_mean.repeat(groups, 1) if running else [None] * groups
     variances = norm.running_var.repeat(groups, 1) if running else [None] * groups

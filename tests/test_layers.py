@@ -154,7 +154,7 @@ def test_split_norm_averages_all_batches_without_momentum() -> None:
 
 def test_split_norm_refuses_what_does_not_divide() -> None:
     net = split_batch_norm(network(), 4).train()
-    with pytest.raises(ValueError, match="6 images does not split into 4 groups"):
+    with pytest.raises(Unsupported, match="6 images does not split into 4 groups"):
         net(images())
     with pytest.raises(ValueError, match="1 group or more, got 0"):
         split_batch_norm(network(), 0)
