@@ -35,6 +35,8 @@ ENGINE = ("engine", "optimizers", "checkpoints", "chunking")
 EVALUATION_MAY = {"errors", "features", "identity", "evaluations", "backbones"}
 EVALUATION_MAY |= {"data"}  # the images of protocols that train: finetuning, probes over views
 EVALUATION_MAY |= {"augment"}  # functions over images, the same that plugins compose
+EVALUATION_MAY |= {"metrics", "extractors"}  # of generated images
+METRICS_MAY = {"metrics", "evaluations"}  # the latter for the probe of `logistic`
 ENGINE_MAY_NOT = {"evaluations", "results", "judge", "integrity", "features", "leaderboard"}
 SELF_SUPERVISION = (
     "self-supervis|selfsupervis|contrastive|pretext|negatives|momentum_encoder|momentum encoder"
@@ -163,6 +165,11 @@ def test_4_the_command_line_loads_no_pandas_scikit_learn_or_pydantic_either():
 @pytest.mark.parametrize("path", [p for p in BENCH if p.parent.name == "evaluations"], ids=name)
 def test_5_evaluations_know_images_features_and_labels_only(path):
     assert bench_modules(path) <= EVALUATION_MAY
+
+
+@pytest.mark.parametrize("path", [p for p in BENCH if p.parent.name == "metrics"], ids=name)
+def test_5_metrics_know_features_only(path):
+    assert bench_modules(path) <= METRICS_MAY
 
 
 @pytest.mark.parametrize("module", ENGINE)
