@@ -19,6 +19,7 @@ METHODS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry
 
 PLUGIN_MAY = {"torch", "torchvision", "timm", "bench"} | set(sys.stdlib_module_names)
 BENCH_FOR_PLUGINS = {"augment", "layers", "losses", "distributed"}
+BENCH_FOR_PLUGINS |= {"likelihoods", "decoders", "diffusion", "unet"}  # what generators share
 WITHOUT_TORCH = (
     "cli",
     "plan",
