@@ -289,8 +289,8 @@ def compare(
         if name not in incomplete and seeds[names.index(name)] > 1
     ]
     below = [name for name in allowed if name in incomplete]
-    p_values = _test_pairs(tested, centers, errors, pair_df)
-    ranks = _rank(tested, centers, p_values, len(below))
+    p_values = test_pairs(tested, centers, errors, pair_df)
+    ranks = rank_intervals(tested, centers, p_values, len(below))
     last = (len(tested) + 1, len(tested) + len(below))
     return Comparison(
         names=names,
@@ -330,23 +330,23 @@ def _pair_errors(
 
     from_seeds = seed_errors[:, None] + seed_errors[None, :]
     own_df = np.array([len(array) - 1 for array in correct], dtype=np.float64)
-    shared = np.minimum(prior.df + _satterthwaite(seed_errors, own_df), prior.pooled_df)
+    shared = np.minimum(prior.df + satterthwaite(seed_errors, own_df), prior.pooled_df)
     both = drawn[:, None] & drawn[None, :]
-    seeds_df = np.where(both, shared, _satterthwaite(seed_errors, df)).clip(1.0, MOST_DF)
+    seeds_df = np.where(both, shared, satterthwaite(seed_errors, df)).clip(1.0, MOST_DF)
     square = from_seeds + images
     loss = from_seeds**2 / seeds_df + images**2 / max(num_images - 1, 1)
     pair_df = np.divide(square**2, loss, out=np.full_like(square, MOST_DF), where=loss > 0)
     return np.sqrt(square), pair_df.clip(1.0, MOST_DF)
 
 
-def _satterthwaite(variances: np.ndarray, df: np.ndarray) -> np.ndarray:
+def satterthwaite(variances: np.ndarray, df: np.ndarray) -> np.ndarray:
     """Return the (M, M) degrees of freedom of the sums of two variances with (M,) of their own."""
     loss = np.where(variances > 0, variances**2 / np.maximum(df, 1e-9), 0.0)
     square, loss = np.add.outer(variances, variances) ** 2, np.add.outer(loss, loss)
     return np.divide(square, loss, out=np.full_like(square, MOST_DF), where=loss > 0)
 
 
-def _test_pairs(
+def test_pairs(
     tested: list[int], centers: np.ndarray, errors: np.ndarray, df: np.ndarray
 ) -> dict[tuple[int, int], float]:
     """Return Holm's adjusted p of every pair of tested rows."""
@@ -370,7 +370,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _rank(
+def rank_intervals(
     tested: list[int], centers: np.ndarray, p_values: dict[tuple[int, int], float], below: int
 ) -> dict[int, tuple[int, int]]:
     """Return [1 + number significantly better, M - number significantly worse] of each row."""
