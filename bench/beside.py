@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import claims, ledger, recipes, reproductions
+from bench import claims, ledger, recipes, reproductions, sheets
 from bench.errors import UserError
 from bench.recipes import Recipe
 from bench.reproductions import Record
@@ -23,6 +23,7 @@ class Beside:
         reproduced: runs that were trained again, the latest last.
         problems: a line for each file that cannot be read.
         claims: the file name of the page of claims, if the folder has studies.
+        sheets: track id -> file names of the sheets of images in `sheets/<track>/`.
     """
 
     ledger: Sequence[Mapping[str, Any]] = ()
@@ -30,6 +31,7 @@ class Beside:
     reproduced: Sequence[Record] = ()
     problems: tuple[str, ...] = ()
     claims: str = ""
+    sheets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
@@ -54,4 +56,5 @@ def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
         reproduced=reproductions.read(folder),
         problems=tuple(problems),
         claims=claims.PAGE if claims.exists(folder) else "",
+        sheets=sheets.published(folder),
     )

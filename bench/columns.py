@@ -13,6 +13,7 @@ from bench.results import EvaluationEntry, Result
 if TYPE_CHECKING:
     import numpy as np
 
+CALIBRATION = "calibration"  # the protocol whose metrics are of sets known to be good or bad
 METRICS = {  # of the standard protocols, in the order of the page; others show all they have
     "linear_probe": (("best_top1", "linear, best stage"), ("last_top1", "linear, last stage")),
     "knn": (("top1", "kNN"), ("k20_top1", "kNN, k = 20")),
@@ -38,7 +39,21 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("last_top1", "linear, new BatchNorm statistics, last stage"),
     ),
     "background_probe": (("background_top1", "which background"),),
+    "generation": (
+        ("kid", "KID x 1000"),
+        ("fd", "FD"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("density", "density"),
+        ("coverage", "coverage"),
+        ("memorisation", "memorisation"),
+        ("class_accuracy", "class accuracy"),
+        ("classification_accuracy_score", "CAS"),
+    ),
+    CALIBRATION: (),  # a table of its own
 }
+FID_SAMPLES = 50_000  # behind a number that is called FID
+DISTANCES = {"generation": ("kid", "fd")}  # lower is better; no share of test images
 WHERE_NAMED = {  # shown only on a page whose headline they are
     "few_labels": (
         ("k5_best_top1", "5 labels/class, best stage"),
@@ -61,6 +76,10 @@ class Column:
     @property
     def is_accuracy(self) -> bool:
         return self.metric.endswith(("top1", "top5"))
+
+    @property
+    def is_distance(self) -> bool:
+        return is_distance(self.protocol, self.metric)
 
     @property
     def part(self) -> str:
@@ -103,6 +122,11 @@ class Column:
         return result.data.validation_images if self.validation else result.data.test_images
 
 
+def is_distance(protocol: str, metric: str) -> bool:
+    """Return whether a protocol's metric is a distance: lower is better."""
+    return metric in DISTANCES.get(protocol, ())
+
+
 def is_validation(entry: EvaluationEntry) -> bool:
     """Return whether an entry never opened the test split (`--dev`)."""
     return entry.test_reads == 0
@@ -140,17 +164,46 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
             if protocol_hash in result.evaluations
             for metric in scores(result.evaluations[protocol_hash])
         }
-        metrics = METRICS.get(name) or [(metric, f"{name}: {metric}") for metric in sorted(found)]
+        every = [(metric, f"{name}: {metric}") for metric in sorted(found)]
+        metrics = METRICS.get(name, every)
         named = [p.get("headline") for p in track.get("protocols", ()) if p["id"] == name]
         more = WHERE_NAMED.get(name, ())
         metrics = [m for m in more if {m[0], m[0].removesuffix("_top1")} & set(named)] + [*metrics]
+        settings = next(
+            (
+                r.evaluations[protocol_hash].settings
+                for r in results
+                if protocol_hash in r.evaluations
+            ),
+            {},
+        )
         columns += [
-            Column(name, version, protocol_hash, metric, title, validation)
+            Column(name, version, protocol_hash, metric, named_by(title, settings), validation)
             for metric, title in metrics
         ]
     columns = [c for c in columns if not results or any(c.entry(result) for result in results)]
     headline = choose_headline(track, columns)
     return sorted(columns, key=lambda c: headline is not None and c.protocol != headline.protocol)
+
+
+def named_by(title: str, settings: Mapping[str, Any]) -> str:
+    """Return a column's title with what its numbers hang on: extractor, samples, overrides.
+
+    "FID" is for Inception's features of 50,000 samples alone; with fewer it is `FID@N`.
+    """
+    extractor, samples = settings.get("extractor"), settings.get("samples")
+    if extractor is None:
+        return title
+    if title == "FD":
+        title = f"FD({extractor})"
+        if extractor == "inception":
+            title = "FID" if samples == FID_SAMPLES else f"FID@{samples}"
+    elif title.startswith("KID"):
+        title = f"{title} ({extractor})"
+    if settings.get("allow_small"):
+        title += f", only {samples} samples"
+    sampling = settings.get("sampling") or {}
+    return ", ".join([title, *(f"{key} {value}" for key, value in sorted(sampling.items()))])
 
 
 def choose_headline(track: Mapping[str, Any], columns: Sequence[Column]) -> Column | None:

@@ -75,7 +75,7 @@ def cost_svg(points: Sequence[Point], *, ylabel: str = "accuracy in percent") ->
     return _svg(draw, rows_sha256(points))
 
 
-def tuning_svg(curves: Sequence[Curve]) -> str:
+def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
     """Return the picture of expected best validation scores against the number of trials."""
     ordered = sorted(curves, key=lambda curve: (-curve.scores[-1], curve.label))
 
@@ -98,7 +98,7 @@ def tuning_svg(curves: Sequence[Curve]) -> str:
         axes.set_xlim(0.8, longest * 1.35)
         axes.set_xticks(range(1, longest + 1))
         axes.set_xlabel("trials")
-        axes.set_ylabel("expected best validation score in percent")
+        axes.set_ylabel(_plain(f"expected best validation score in {unit}"), parse_math=False)
 
     return _svg(draw, rows_sha256(curves))
 

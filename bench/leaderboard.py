@@ -18,6 +18,7 @@ from urllib.parse import quote
 from bench import reproductions
 from bench.cells import decimals, join, numbers, plus_minus, table, text
 from bench.columns import Column
+from bench.generated import calibration_section, disagreements, sheets_section
 from bench.ledger import MANY_READS, test_reads
 from bench.pages import is_stale, label, rows_table, tuning_section
 from bench.recipes import Recipe
@@ -42,6 +43,7 @@ def render_track(
     ledger: Sequence[Mapping[str, Any]] = (),
     recipes: Iterable[Recipe] = (),
     tuning_figure: str = "",
+    sheets: Sequence[str] = (),
 ) -> str:
     """Return a track's page.
 
@@ -54,6 +56,7 @@ def render_track(
         reproduced: the runs that were trained again, the latest last.
         ledger: the lines of the ledger of test reads; without any, the page does not count them.
         recipes: the track's tuned recipes; `tuning_figure`: the file name of their picture.
+        sheets: file names of published sheets of images.
     """
     board = build(track, results, published, problems)
 
@@ -72,6 +75,7 @@ def render_track(
         blocks.append(f"![Accuracy against training time]({quote(figure)})")
     if tuning_figure:
         blocks += ["## Tuning", *tuning_section(board, recipes, tuning_figure)]
+    blocks += [*calibration_section(board), *sheets_section(track["id"], board, sheets)]
     variants = [row for row in board.rows if row.section == "variant"]
     if variants:
         blocks += [
@@ -180,10 +184,12 @@ def _footnotes(track: Track, board: Board, stale: Callable[[TableRow], bool]) ->
     comparison = board.comparisons.get(board.headline) if board.headline else None
     if comparison is not None and comparison.resolvable is not None and board.headline:
         points = comparison.resolvable
+        unit = "" if board.headline.is_distance else " points"
         notes.append(
             f"**Resolution:** the smallest difference in “{text(board.headline.title)}” that this "
-            f"board shows with 80 % power is {points:.{decimals(points / 10)}f} points."
+            f"board shows with 80 % power is {points:.{decimals(points / 10)}f}{unit}."
         )
+    notes += disagreements(board)
     lacking = [note for row in rows if (note := _lacking(row))]
     notes += [f"**Missing or failed seeds:** {note}" for note in lacking]
     notes += [note for row in rows for note in _probes(board, row)]

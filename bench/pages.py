@@ -10,8 +10,9 @@ from urllib.parse import quote
 from bench.cells import join, numbers, paper, passes, plus_minus, short, table, text
 from bench.columns import Column
 from bench.ledger import MANY_READS
+from bench.ranking import may_rank
 from bench.recipes import Recipe
-from bench.rows import RANKED_SEEDS, Board, TableRow, may_rank
+from bench.rows import RANKED_SEEDS, Board, TableRow
 
 
 def rows_table(
@@ -37,6 +38,8 @@ def rows_table(
     headers += ["method", "paper", *(text(column.title) for column in columns)]
     counted = ["test reads"] if reads else []
     headers += ["n", "tuning", *counted, "passes", "images/s", "GiB", "s/run"]
+    drawn = any(result.cost.sampling_seconds for row in rows for result in row.good)
+    headers += ["s sampling"] if drawn else []
     headers += [*(["last reproduced"] if dated else []), "status"]
     lines = []
     for row in rows:
@@ -46,9 +49,11 @@ def rows_table(
         line += [_count(row), text(card.tuning, longest=12)]
         line += [_reads(reads.get(row.key, 0))] if reads else []
         line += _costs(row)
+        line += [_sampling(row)] if drawn else []
         line += [again.get(row.key, "")] if dated else []
         lines.append([*line, _status(board, row, stale(row))])
-    aligned = "l" * (2 + ranked) + "r" * (len(columns) + 6 + len(counted)) + "l" * (1 + dated)
+    figures = len(columns) + 6 + len(counted) + drawn
+    aligned = "l" * (2 + ranked) + "r" * figures + "l" * (1 + dated)
     return table(headers, lines, aligned)
 
 
@@ -164,6 +169,11 @@ def _costs(row: TableRow) -> list[str]:
     speed, seconds = middle("images_per_second"), middle("train_seconds")
     memory = max(cost.peak_memory_gib for cost in costs)
     return [encoder, short(speed), short(memory, digits=2), short(seconds)]
+
+
+def _sampling(row: TableRow) -> str:
+    """Return the seconds that the median run took to draw its samples."""
+    return short(summary.median(r.cost.sampling_seconds for r in row.good)) if row.good else ""
 
 
 def _status(board: Board, row: TableRow, stale: bool) -> str:

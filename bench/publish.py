@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import claims, figures, leaderboard, ledger, recipes
+from bench import claims, figures, leaderboard, ledger, recipes, sheets
 from bench.beside import Beside
 from bench.beside import read as read_beside
+from bench.columns import is_distance
 from bench.errors import UserError
 from bench.results import (
     TRACK_FILE,
@@ -106,6 +108,7 @@ def render_pages(
             ledger=beside.ledger,
             recipes=beside.recipes.get(name, ()),
             tuning_figure=tuning_name(name) if tuning_curves(page, beside) else "",
+            sheets=beside.sheets.get(name, ()),
         )
     return files
 
@@ -126,7 +129,12 @@ def tuning_curves(page: Page, beside: Beside) -> list[figures.Curve]:
     return [
         figures.Curve(
             label=titles[recipe.method],
-            scores=tuple(recipes.expected_best([trial.score for trial in recipe.trials])),
+            scores=tuple(
+                recipes.expected_best(
+                    [trial.score for trial in recipe.trials],
+                    lowest=is_distance(recipe.headline["id"], recipe.headline["metric"]),
+                )
+            ),
         )
         for recipe in beside.recipes.get(page.track["id"], ())
         if recipe.method in titles
@@ -137,10 +145,14 @@ def pictures(
     page: Page, beside: Beside
 ) -> dict[str, tuple[Sequence[figures.Point | figures.Curve], Callable[[Any], str]]]:
     """Return a page's pictures: file name -> what it shows, and what draws that."""
-    name = page.track["id"]
+    name, cost, tuned = page.track["id"], figures.cost_svg, figures.tuning_svg
+    headline = build(page.track, page.results).headline
+    if headline is not None and headline.is_distance:
+        cost = partial(cost, ylabel=headline.title)
+        tuned = partial(tuned, unit=headline.title)
     drawn = {
-        figure_name(name): (cost_points(page), figures.cost_svg),
-        tuning_name(name): (tuning_curves(page, beside), figures.tuning_svg),
+        figure_name(name): (cost_points(page), cost),
+        tuning_name(name): (tuning_curves(page, beside), tuned),
     }
     return {name: shown for name, shown in drawn.items() if shown[0]}
 
@@ -306,6 +318,12 @@ def publish(
     beside = read_beside(target)
     late = _unwritten(beside, pages, new)
     beside = replace(beside, ledger=[*beside.ledger, *late])
+    drawn = sheets.planned(Path(runs_dir), [r for results in new.values() for r in results])
+    shown = {
+        track: tuple(sorted({*beside.sheets.get(track, ()), *drawn.get(track, ())}))
+        for track in {*beside.sheets, *drawn}
+    }
+    beside = replace(beside, sheets=shown)
     files = render_pages(everything, current=current, engine=engine, beside=beside)
     written = []
     for line in late:
@@ -317,6 +335,7 @@ def publish(
         for result in new[page.track["id"]]:
             write(folder / f"{result.run_id}.json", result)
             written.append(folder / f"{result.run_id}.json")
+    written += sheets.copy(target, drawn)
     return written + _write_boards(target, everything, files, beside)
 
 

@@ -33,7 +33,8 @@ class Trial:
 
     Attributes:
         changed: the fields of the search space, with the trial's values.
-        score: of the headline on validation, in percent; None where the run gave none.
+        score: of the headline on validation, in percent (or its own unit, where it is a distance);
+            None where the run gave none.
         status: as in the result schema.
         seconds: of training.
     """
@@ -126,17 +127,27 @@ def find(folders: Iterable[Path], track: str, method: str) -> Recipe | None:
     return None
 
 
-def expected_best(scores: Sequence[float | None]) -> list[float]:
-    """Return the expected best validation score after 1, 2, ... n trials, in percent.
+def expected_best(scores: Sequence[float | None], *, lowest: bool = False) -> list[float]:
+    """Return the expected best validation score after 1, 2, ... n trials, in the scores' unit.
 
     Of n trials drawn with replacement from the observed ones (Dodge et al. 2019, Section 3.1,
     Eq. 7): sum over the sorted scores v_i of v_i ((i / N)^n - ((i - 1) / N)^n). A trial without a
     score counts as 0.
+
+    Args:
+        lowest: whether the lowest score is the best; a trial without one then counts as the worst.
     """
-    ordered = sorted(0.0 if score is None else score for score in scores)
+    if lowest:
+        known = [score for score in scores if score is not None]
+        signed = [-max(known) if score is None else -score for score in scores]
+    else:
+        signed = [0.0 if score is None else score for score in scores]
+    ordered = sorted(signed)
     total = len(ordered)
+    sign = -1 if lowest else 1
     return [
-        sum(
+        sign
+        * sum(
             value * ((rank / total) ** count - ((rank - 1) / total) ** count)
             for rank, value in enumerate(ordered, start=1)
         )

@@ -15,6 +15,7 @@ from bench.identity import digest
 
 SCHEMA = 1
 TERMINAL = ("done", "unsupported", "diverged", "invalid")  # skipped the next time
+SAMPLES = "samples-"  # how an artifact of drawn images begins
 TRACK_FILE = "track.json"  # what a results folder says of its track; no result
 
 Status = Literal["done", "unsupported", "diverged", "invalid", "failed", "timeout", "out_of_memory"]
@@ -71,6 +72,7 @@ class Cost(_Part):
     parameters: int = 0
     wall_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    sampling_seconds: float = 0.0  # of drawing the images that protocols over samples ask for
 
 
 class Machine(_Part):
@@ -173,6 +175,8 @@ class Result(_Part):
             for name in ("shares", "draws"):
                 if not entry[name]:
                     del entry[name]
+        if not document["cost"]["sampling_seconds"]:
+            del document["cost"]["sampling_seconds"]
         document["content_sha256"] = content_sha256(document)
         return document
 

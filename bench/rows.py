@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from bench import statistics, trackcheck
+from bench import distances, statistics
 from bench.columns import Column, choose_columns, choose_headline
 from bench.errors import UserError
-from bench.results import Result, group
+from bench.ranking import check_track, may_rank
+from bench.results import SAMPLES, Result, group
 from bench.trackcheck import TrackCheck
 
 RANKED_SEEDS = 5  # a committed board's; fewer are shown and not ranked
@@ -150,7 +151,7 @@ def build(
     if ranks_shown:
         candidates = [row for row in candidates if len(row.expected) >= RANKED_SEEDS]
     comparisons = {
-        column: _compare(rows, {row.key for row in candidates}, correct[column])
+        column: _compare(rows, {row.key for row in candidates}, column, correct[column])
         for column in columns
         if any(row.key in correct[column] for row in rows)
     }
@@ -165,32 +166,6 @@ def build(
         check=check,
         problems=sorted([*problems, *left_out, *old_left_out, *unasked, *damaged.values()]),
     )
-
-
-def check_track(rows: Sequence[TableRow], headline: Column | None) -> TrackCheck:
-    """Return whether a page's floors and reference let it rank."""
-    plain = [row for row in rows if row.section == "main" and row.good]
-    if headline is None or not plain:
-        return trackcheck.check({}, [], 0)
-    floors: dict[str, list[float]] = {}
-    references: list[list[float]] = []
-    for row in plain:
-        values = headline.values(row.good)
-        if row.is_floor and len(values) > len(floors.get(row.first.method, [])):
-            floors[row.first.method] = values
-        elif row.is_reference:
-            references.append(values)
-    images = max(headline.num_images(result) for row in plain for result in row.good)
-    still = {row.first.method for row in plain if row.first.row.origin == "floor"}
-    reference = max(references, key=len, default=[])
-    return trackcheck.check(floors, reference, images, untrained=still)
-
-
-def may_rank(row: TableRow, trials: str) -> bool:
-    """Return whether a row is of the kind that is ranked: label-free, tuned like the others."""
-    card = row.first.row
-    plain = row.section == "main" and card.role == "method" and not card.uses_labels
-    return plain and card.tuning == trials
 
 
 def _fitting(
@@ -298,20 +273,26 @@ def _faults(
             told = result.reason.startswith(status)
             parts = [result.reason] if told else [status, result.reason]
             faults[result.seed] = ": ".join(part for part in parts if part)
-        elif result.run_id in collapsed:
+        elif result.run_id in collapsed and not (headline and headline.is_distance):
             faults[result.seed] = "collapsed"
-        elif headline is not None and headline.entry(result) is None:
+        elif headline is not None and headline.entry(result) is None and _owes(result, headline):
             faults[result.seed] = f"not evaluated by {headline.protocol} {headline.version}"
         else:
             faults.pop(result.seed, None)
     return faults
 
 
+def _owes(result: Result, headline: Column) -> bool:
+    """Return whether a run should have this metric: a distance only if it drew samples."""
+    return not headline.is_distance or any(name.startswith(SAMPLES) for name in result.artifacts)
+
+
 def _correct(
     rows: Sequence[TableRow], columns: Sequence[Column]
 ) -> tuple[dict[Column, dict[str, np.ndarray]], dict[str, str]]:
     """Return column -> row's key -> what each of n seeds had right of N images, (n, N), and
-    key -> problem of rows that cannot be read. Bool, or the share of draws in [0, 1]."""
+    key -> problem of rows that cannot be read. Bool, or the share of draws in [0, 1]; of distances
+    the values themselves, (n,)."""
     correct: dict[Column, dict[str, np.ndarray]] = {column: {} for column in columns}
     damaged: dict[str, str] = {}
     counts = Counter(result.data.test_images for row in rows for result in row.good)
@@ -325,7 +306,9 @@ def _correct(
                 damaged[row.key] = f"{row.first.run_id}.json and its other seeds: {error}"
                 break
             known = [answers for answers in found if answers is not None]
-            if known and len(known) == len(row.good):
+            if column.is_distance and len(entries) == len(row.good) > 0:
+                correct[column][row.key] = np.array(column.values(row.good))
+            elif known and len(known) == len(row.good):
                 correct[column][row.key] = np.stack(known)
     for of_column in correct.values():
         for key in damaged:
@@ -334,13 +317,14 @@ def _correct(
 
 
 def _compare(
-    rows: Sequence[TableRow], candidates: set[str], correct: dict[str, np.ndarray]
+    rows: Sequence[TableRow], candidates: set[str], column: Column, correct: dict[str, np.ndarray]
 ) -> statistics.Comparison:
     present = [row for row in rows if row.key in correct]
     fixed = {row.key for row in present if row.is_floor or row.section == "external"}
     pool = {r.key for r in present if r.section == "main" and not r.is_floor and not r.published}
     pool = pool or {row.key for row in present if row.section == "main" and not row.is_floor}
-    return statistics.compare(
+    compare = distances.compare if column.is_distance else statistics.compare
+    return compare(
         {row.key: correct[row.key] for row in present},
         pool=pool,
         untrained=fixed,
@@ -358,6 +342,8 @@ def _cells(
     cells = {}
     for column in columns:
         compared = comparisons[column].cells if column in comparisons else {}
+        if column.is_distance:
+            cells |= {(key, column): cell for key, cell in compared.items()}
         values = {
             row: column.values(row.good)
             for row in rows
@@ -385,6 +371,7 @@ def _ordered(rows: Sequence[TableRow], headline: Column | None, trials: str) -> 
             return 3, 0.0, row.key
         tuned_otherwise = row.first.row.role == "method" and row.first.row.tuning != trials
         tier = 2 if not row.complete else 1 if tuned_otherwise else 0
-        return tier, -sum(values) / len(values), row.key
+        mean = sum(values) / len(values)
+        return tier, mean if headline and headline.is_distance else -mean, row.key
 
     return sorted(rows, key=place)

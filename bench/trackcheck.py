@@ -14,6 +14,7 @@ GAP_POINTS = 20.0  # of the label reference above the best floor, at least
 GAP_SDS = 10.0  # the same gap in pooled seed standard deviations, at least
 HALF_WIDTH_POINTS = 1.5  # binomial, 95 %, at an accuracy of one half; at most
 SEEDS = 5
+LEAST_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,38 @@ def check(
     return TrackCheck((gap, spread, test))
 
 
+def check_distance(
+    good: Sequence[float],
+    bad: Sequence[float],
+    trained: Sequence[Sequence[float]],
+    num_samples: int,
+) -> TrackCheck:
+    """Return the conditions for a headline that is a distance between sets of images.
+
+    Args:
+        good: distance of real images to other real ones, one for each seed.
+        bad: distance of real images of one class only.
+        trained: of each trained method, one for each seed.
+        num_samples: behind each distance.
+    """
+    asked = f"one class only at least {GAP_SDS:.0f} pooled seed sds above other real images"
+    if min(len(good), len(bad)) < SEEDS - 2 or not trained:
+        gap = Condition(asked, "no calibration of three seeds or more", None)
+        floor = Condition(_asked_floor(), "no calibration of three seeds or more", None)
+    else:
+        sd = pooled_sd([good, bad, *trained])
+        sds = (_mean(bad) - _mean(good)) / sd if sd > 0 else math.inf
+        met = f"{sds:.0f} (from {_mean(good):.3g} to {_mean(bad):.3g}, sd {sd:.3g})"
+        gap = Condition(asked, met, sds >= GAP_SDS)
+        best = min(_mean(values) for values in trained if len(values))
+        met = f"{_mean(good):.3g} against {best:.3g} of the best"
+        floor = Condition(_asked_floor(), met, _mean(good) < best)
+    enough = Condition(
+        f"at least {LEAST_SAMPLES} samples", f"{num_samples}", num_samples >= LEAST_SAMPLES
+    )
+    return TrackCheck((gap, floor, enough))
+
+
 def pooled_sd(rows: Sequence[Sequence[float]]) -> float:
     """Return the square root of the mean seed variance in points, weighted by degrees of freedom.
 
@@ -105,3 +138,7 @@ def _asked_gap() -> str:
 
 def _asked_spread() -> str:
     return f"that gap at least {GAP_SDS:.0f} pooled seed sds"
+
+
+def _asked_floor() -> str:
+    return "other real images nearer than every generator"

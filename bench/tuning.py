@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import manager, recipes
 from bench.cards import MAX_SEARCH
+from bench.columns import is_distance
 from bench.errors import UserError
 from bench.plan import load_track, plan
 from bench.probe import probe
@@ -168,7 +169,9 @@ def conclude(
     name = specs[0].spec["method"]
     if not scored:
         raise UserError(f"{name}: none of {len(trials)} trials has a score; see their results")
-    winner = max(scored, key=lambda trial: (trial.score, -trial.number))
+    best = min if is_distance(protocol["id"], protocol["headline"]) else max
+    score = best(trial.score for trial in scored)
+    winner = next(trial for trial in scored if trial.score == score)
     return recipes.Recipe(
         track=track.id,
         track_sha256=recipes.training_sha256(track),
@@ -290,5 +293,6 @@ def write_recipes(session: Session, options: Options, leaderboards_dir: Path) ->
         recipes.write(file, recipe)
         best = recipe.trials[recipe.winner]
         changed = ", ".join(f"{key}={value}" for key, value in best.changed.items())
-        said.append(f"{name}: trial {best.number}, {best.score:.2f} % ({changed}) -> {file}")
+        unit = "" if is_distance(recipe.headline["id"], recipe.headline["metric"]) else " %"
+        said.append(f"{name}: trial {best.number}, {best.score:.2f}{unit} ({changed}) -> {file}")
     return said

@@ -31,7 +31,8 @@ def check(name: str, dev: bool, runs_dir: Path, leaderboards_dir: Path, json: bo
     headline may rank.
     """
     from bench import display
-    from bench.rows import build, check_track
+    from bench.ranking import check_track
+    from bench.rows import build
     from bench.track import load_track
 
     chosen = load_track(name)

@@ -1,0 +1,108 @@
+"""What a page says of generators beside its table: calibration rows and sheets of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from bench.cells import short, table, text
+from bench.columns import CALIBRATION, METRICS, scores
+from bench.pages import label
+from bench.rows import Board
+from bench.sheets import FOLDER
+from bench.statistics import LEVEL, Comparison
+
+SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscore, metric
+    "half": "other training images",
+    "test": "test images",
+    "copied": "the reference itself",
+    "one_class": "one class only",
+    "blur": "blurred",
+    "noise": "with noise",
+    "jpeg": "JPEG at quality 50",
+}
+
+
+def calibration_section(board: Board) -> list[str]:
+    """Return the table of sets of images whose quality is known, measured as samples are."""
+    found = [
+        scores(entry)
+        for row in board.rows
+        for result in row.good
+        for entry in result.evaluations.values()
+        if entry.id == CALIBRATION
+    ]
+    if not found:
+        return []
+    titles = [pair for pair in METRICS["generation"] if any(f"half_{pair[0]}" in s for s in found)]
+    lines = []
+    for name, said in SETS.items():
+        values = [[s[f"{name}_{m}"] for s in found if f"{name}_{m}" in s] for m, _ in titles]
+        if any(values):
+            lines.append([said, *(_mean(v) for v in values), str(max(map(len, values)))])
+    headers = ["images", *(title for _, title in titles), "n"]
+    said = (
+        "Sets of images whose quality is known, in the place of samples: what the numbers above "
+        "can be, and what they notice."
+    )
+    return ["## Calibration", said, table(headers, lines, "l" + "r" * (len(headers) - 1))]
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    return ("−" if mean < 0 else "") + (short(abs(mean)) or "0")
+
+
+def disagreements(board: Board) -> list[str]:
+    """Return a note for each pair of rows that one distance puts in one order and another in the
+    other, both beyond their intervals."""
+    first, *others = [c for c in board.columns if c.is_distance and c in board.comparisons] or [
+        None
+    ]
+    notes = []
+    for other in others:
+        a, b = board.comparisons[first], board.comparisons[other]
+        for (one, two), p in a.p_values.items():
+            q = b.p_values.get((one, two), b.p_values.get((two, one), 1.0))
+            if max(p, q) <= LEVEL and _leads(a, one, two) != _leads(b, one, two):
+                labels = [label(r) for key in (one, two) for r in board.rows if r.key == key]
+                kinds = f"{first.metric.upper()} and {other.metric.upper()}"
+                notes.append(
+                    f"**{kinds} disagree:** {labels[0]} and {labels[1]} are in one order by "
+                    f"“{text(first.title)}” and in the other by “{text(other.title)}”"
+                )
+    return notes
+
+
+def _leads(comparison: Comparison, one: str, two: str) -> bool:
+    places = [comparison.names.index(name) for name in (one, two)]
+    return bool(comparison.centers[places[0]] > comparison.centers[places[1]])
+
+
+def sheets_section(track_id: str, board: Board, names: Sequence[str]) -> list[str]:
+    """Return the sheets of images of the page's methods, in the order of its rows."""
+    blocks = []
+    for row in board.rows:
+        if row.section != "main":
+            continue
+        own = [n for n in names if n.startswith(f"{row.first.method}-")]
+        folder = f"{FOLDER}/{quote(track_id)}"
+        pictures = [
+            f"![{text(row.first.method)}: {text(_what(name))}]({folder}/{quote(name)})"
+            for name in sorted(own, key=lambda name: (_what(name) != "samples", name))
+        ]
+        if pictures:
+            blocks += [f"**{label(row)}**: {', '.join(map(_what, own))}", " ".join(pictures)]
+    if not blocks:
+        return []
+    said = (
+        "The first samples of each method's first seed, none chosen; `neighbours`: samples above "
+        "the training images nearest to them in pixels."
+    )
+    return ["## Samples", said, *blocks]
+
+
+def _what(name: str) -> str:
+    return name.removesuffix(".png").partition("-")[2]

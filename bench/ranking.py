@@ -1,0 +1,54 @@
+"""May a track rank its rows, and which rows may it rank?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bench import trackcheck
+from bench.columns import CALIBRATION, Column, scores
+from bench.trackcheck import TrackCheck
+
+if TYPE_CHECKING:
+    from bench.rows import TableRow
+
+
+def check_track(rows: Sequence[TableRow], headline: Column | None) -> TrackCheck:
+    """Return whether a page's floors and reference let it rank, or its calibration where the
+    headline is a distance."""
+    plain = [row for row in rows if row.section == "main" and row.good]
+    if headline is None or not plain:
+        return trackcheck.check({}, [], 0)
+    if headline.is_distance:
+        return _check_distance(plain, headline)
+    floors: dict[str, list[float]] = {}
+    references: list[list[float]] = []
+    for row in plain:
+        values = headline.values(row.good)
+        if row.is_floor and len(values) > len(floors.get(row.first.method, [])):
+            floors[row.first.method] = values
+        elif row.is_reference:
+            references.append(values)
+    images = max(headline.num_images(result) for row in plain for result in row.good)
+    still = {row.first.method for row in plain if row.first.row.origin == "floor"}
+    reference = max(references, key=len, default=[])
+    return trackcheck.check(floors, reference, images, untrained=still)
+
+
+def _check_distance(rows: Sequence[TableRow], headline: Column) -> TrackCheck:
+    """Return the conditions on a distance: what is known to be good and bad lies far apart."""
+    found = [e for row in rows for r in row.good for e in r.evaluations.values()]
+    sets = [scores(entry) for entry in found if entry.id == CALIBRATION]
+    good = [s[f"half_{headline.metric}"] for s in sets if f"half_{headline.metric}" in s]
+    bad = [s[f"one_class_{headline.metric}"] for s in sets if f"one_class_{headline.metric}" in s]
+    trained = [headline.values(row.good) for row in rows if not row.is_floor]
+    drawn = [e.settings.get("samples", 0) for e in found if e.id == headline.protocol]
+    samples = max(drawn, default=0)
+    return trackcheck.check_distance(good, bad, trained, samples)
+
+
+def may_rank(row: TableRow, trials: str) -> bool:
+    """Return whether a row is of the kind that is ranked: label-free, tuned like the others."""
+    card = row.first.row
+    plain = row.section == "main" and card.role == "method" and not card.uses_labels
+    return plain and card.tuning == trials

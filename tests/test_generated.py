@@ -1,0 +1,107 @@
+"""A page of generators: lower is better, calibration stands beside it, disagreement is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from synthetic_results import board, result, track
+
+from bench import leaderboard
+from bench.identity import protocol_hash
+from bench.results import Result, parse
+from bench.rows import build
+
+SETTINGS = {"samples": 2000, "extractor": "efficientnet_lite0", "sampling": {"steps": 50}}
+GENERATION = protocol_hash("generation", 1, SETTINGS)
+CALIBRATION = protocol_hash("calibration", 1, SETTINGS)
+LEVELS = {"contrast_net": (40.0, 80.0), "queue_net": (60.0, 120.0), "turn_net": (90.0, 180.0)}
+
+
+def page(**changes: Any) -> dict[str, Any]:
+    protocols = [
+        {"id": "generation", "version": 1, "hash": GENERATION, "headline": "kid"},
+        {"id": "calibration", "version": 1, "hash": CALIBRATION, "headline": ""},
+    ]
+    return track(protocols=[*protocols, *track()["protocols"]], **changes)
+
+
+def with_generation(run: Result, levels: dict[str, tuple[float, float]]) -> Result:
+    document = run.document()
+    draws = np.random.default_rng([run.seed, len(run.method)])
+    entry = {"version": 1, "settings": SETTINGS, "chosen": {"sampling": {"steps": 50}}}
+    if run.method in levels:
+        kid, fd = (level + draws.normal(0, 1) for level in levels[run.method])
+        metrics = {"kid": kid, "fd": fd, "precision": 55.5, "memorisation": 0.0}
+        document["evaluations"][GENERATION] = entry | {"id": "generation", "metrics": metrics}
+    if run.method == "pixels":
+        sets = {"half": -0.1, "one_class": 682.0}
+        metrics = {f"{name}_{m}": v for name, v in sets.items() for m in ("kid", "fd")}
+        document["evaluations"][CALIBRATION] = entry | {"id": "calibration", "metrics": metrics}
+    return parse(Result.model_validate(document).document())
+
+
+def runs(levels: dict[str, tuple[float, float]] = LEVELS) -> list[Result]:
+    harness = {"role": "floor", "origin": "floor", "title": "Raw pixels"}
+    still = {"train_seconds": 0.0, "images_per_second": 0.0, "passes_with_grad": 0.0}
+    more = [result("pixels", seed, 0.70, row=harness, cost=still) for seed in (1, 2, 3, 4)]
+    return [with_generation(run, levels) for run in [*board(), *more]]
+
+
+def test_the_lowest_distance_ranks_first_and_stands_first() -> None:
+    made = build(page(), runs())
+    assert made.headline is not None
+    assert made.headline.metric == "kid"
+    assert made.ranks_shown, [c for c in made.check.conditions if not c.holds]
+    ranks = {r.first.method: made.rank(r, made.headline) for r in made.rows}
+    assert [ranks[name] for name in LEVELS] == [(1, 1), (2, 2), (3, 3)]
+    order = [r.first.method for r in made.rows if r.first.method in LEVELS]
+    assert order == list(LEVELS)
+    cell = made.cells[made.rows[0].key, made.headline]
+    values = made.headline.values(made.rows[0].good)
+    assert cell.mean == np.mean(values)
+    assert cell.low < cell.mean < cell.high
+
+
+def test_a_columns_name_says_extractor_and_sampling() -> None:
+    text = leaderboard.render_track(page(), runs())
+    assert "KID x 1000 (efficientnet&#95;lite0), steps 50" in text.replace("_", "&#95;")
+    assert "FD(efficientnet" in text
+    assert "FID" not in text
+
+
+def test_calibration_is_a_table_of_means_over_seeds() -> None:
+    text = leaderboard.render_track(page(), runs())
+    section = text.partition("## Calibration")[2].partition("##")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| o")]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "other training images",
+        "one class only",
+    ]
+    assert [cell.strip() for cell in lines[0].split("|")[2:5]] == ["−0.100", "−0.100", "5"]
+
+
+def test_a_distance_that_does_not_notice_one_class_ranks_nothing() -> None:
+    dull = runs()
+    for run in dull:
+        for entry in run.evaluations.values():
+            if entry.id == "calibration":
+                entry.metrics["one_class_kid"] = 1.0
+    made = build(page(), dull)
+    assert not made.ranks_shown
+    assert "Smoke track" in leaderboard.render_track(page(), dull)
+
+
+def test_orders_that_disagree_beyond_their_intervals_are_said() -> None:
+    agree = leaderboard.render_track(page(), runs())
+    assert "disagree" not in agree
+    swapped = LEVELS | {"contrast_net": (40.0, 120.0), "queue_net": (60.0, 80.0)}
+    text = leaderboard.render_track(page(), runs(swapped))
+    assert "**KID and FD disagree:** ContrastNet" in text
+
+
+def test_sheets_stand_in_the_order_of_rows_samples_first() -> None:
+    names = ("queue_net-samples.png", "contrast_net-neighbours.png", "contrast_net-samples.png")
+    text = leaderboard.render_track(page(), runs(), sheets=names)
+    places = [text.index(f"sheets/clothes/{name}") for name in (names[2], names[1], names[0])]
+    assert places == sorted(places)
