@@ -144,6 +144,27 @@ def config_object(card: MethodCard, values: Mapping[str, Any]) -> Any:
         raise UserError(f"configuration {dict(values)}: {error}".replace("\n", " ")) from None
 
 
+def sampling_object(card: MethodCard, overrides: Mapping[str, Any]) -> Any:
+    """Return the card's sampling settings with a protocol's overrides, of the fields that it has.
+
+    A field that the method lacks is left alone: one protocol serves methods with other samplers.
+
+    Raises:
+        UserError: a value is of another type, or refused by the class.
+    """
+    types = _types(card.sampling)
+    given = {name: _check(types[name], v, name) for name, v in overrides.items() if name in types}
+    try:
+        return dataclasses.replace(card.sampling, **given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sampling {dict(overrides)}: {error}".replace("\n", " ")) from None
+
+
+def sampling_values(sampling: Any) -> dict[str, Any]:
+    """Return every field of sampling settings as JSON."""
+    return _values(sampling)
+
+
 def plain(value: Any) -> Any:
     """Return a value as JSON: tuples become lists, dataclasses and mappings objects.
 

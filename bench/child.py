@@ -15,7 +15,7 @@ from typing import Any
 from bench.confine import confine_writes, die_with_parent, hide
 from bench.errors import Diverged, Unsupported, UserError
 
-STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0}
+STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0, "invalid": 0}
 HEAD_BYTES = 64 * 2**20  # a larger head is not kept; none of ours comes near
 
 
@@ -53,7 +53,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     import torch
     import torch.distributed as dist
 
-    from bench import ENGINE, backbones, cards, data, manager
+    from bench import ENGINE, backbones, cards, data, manager, sampling
     from bench.data import resize
     from bench.engine import Trainer
     from bench.identity import digest, stream
@@ -128,15 +128,102 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         "parameters": sum(p.numel() for p in trained.parameters()),
         **passes,
     }
-    artifacts = _save(folder, model) if rank == 0 else {}
+    artifacts, samples, refused = _save(folder, model) if rank == 0 else {}, {}, []
+    if rank == 0 and card.sampling is not None and sampling.wanted(orders["evaluations"]):
+        try:
+            samples = _sample(folder, orders, plugin, card, model, trainer, meta["num_classes"])
+        except sampling.BadSamples as error:
+            return _outcome("invalid", str(error))
+        refused = _picture(folder, orders, plugin, card, model, trainer)
+    if samples:
+        cost["sampling_seconds"] = sum(s["seconds"] for s in samples.values())
+    artifacts |= {s["file"]: {k: s[k] for k in ("sha256", "bytes")} for s in samples.values()}
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
-    notes = [f"changed global state: {', '.join(changed)}"] if changed else []
+    notes = [*refused, *([f"changed global state: {', '.join(changed)}"] if changed else [])]
     if card.role == "method" and trainer.step_index < trainer.steps:
         notes.append(f"stopped after {trainer.step_index} of {trainer.steps} steps")
     health_values = trainer.meter.health
-    return _outcome("done", artifacts=artifacts, cost=cost, notes=notes, health=health_values)
+    return _outcome(
+        "done",
+        artifacts=artifacts,
+        cost=cost,
+        notes=notes,
+        health=health_values,
+        samples=samples,
+        considered=[protocol.hash for protocol in sampling.wanted(orders["evaluations"])],
+    )
+
+
+def _sample(
+    folder: Path,
+    orders: dict[str, Any],
+    plugin: Any,
+    card: Any,
+    model: Any,
+    trainer: Any,
+    num_classes: int,
+) -> dict[str, dict[str, Any]]:
+    """Draw what the run's protocols over samples ask for; return what lies where by their hash.
+
+    Raises:
+        BadSamples: what the plugin returned is not what it was asked for.
+        Interrupted: a signal came; the trained model's checkpoint stands.
+    """
+    import time
+
+    from bench import cards, sampling
+    from bench.engine import Interrupted
+
+    def between() -> None:
+        trainer.meter.beat(trainer.step_index)
+        if trainer.stop_signal:
+            raise Interrupted(trainer.stop_signal)
+
+    drawn = {}
+    for protocol in sampling.wanted(orders["evaluations"]):
+        settings = cards.sampling_object(card, protocol.settings["sampling"])
+        count = protocol.settings["samples"]
+        labels = sampling.balanced_labels(count, num_classes) if card.conditional else None
+        begun = time.perf_counter()
+        images = sampling.draw(
+            lambda num_images, labels, settings=settings: plugin.call(
+                "generate", model=model, num_images=num_images, labels=labels, sampling=settings
+            ),
+            count,
+            orders["spec"]["image_size"],
+            labels,
+            seed=orders["spec"]["seed"],
+            device=trainer.device,
+            between=between,
+        )
+        seconds = time.perf_counter() - begun
+        name = sampling.file_name(protocol.hash)
+        drawn[protocol.hash] = {
+            "file": name,
+            "sampling": cards.sampling_values(settings),
+            "num_classes": num_classes if card.conditional else 0,
+            "seconds": round(seconds, 3),
+        } | sampling.save(folder, name, images)
+    return drawn
+
+
+def _picture(
+    folder: Path, orders: dict[str, Any], plugin: Any, card: Any, model: Any, trainer: Any
+) -> list[str]:
+    """Write the method's own pictures; return a line for each that is left out."""
+    import torch
+
+    from bench import sheets
+    from bench.identity import stream
+
+    if not plugin.has("picture"):
+        return []
+    torch.manual_seed(stream(orders["spec"]["seed"], "generate", "picture"))
+    with torch.no_grad():
+        pictures = plugin.call("picture", model=model, engine=trainer, sampling=card.sampling)
+    return sheets.write_pictures(folder, pictures)
 
 
 def _join(folder: Path, rank: int, world: int, device: str) -> None:

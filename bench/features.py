@@ -103,17 +103,28 @@ def extract(
     )
 
 
+def coarse(images: np.ndarray | Rows, channels: int | None = None) -> Tensor:
+    """Return uint8 images (N, C, H, W) as float32 in [0, 1], averaged over areas to at most 16x16.
+
+    Args:
+        channels: 1 to average over colours, as for samples that stand beside a gray data set.
+    """
+    parts = []
+    for start in range(0, len(images), 4096):
+        values = torch.from_numpy(np.array(images[start : start + 4096])).float().div_(255)
+        if channels == 1:
+            values = values.mean(1, keepdim=True)
+        if values.shape[-1] > PIXELS:
+            values = torch.nn.functional.interpolate(values, (PIXELS, PIXELS), mode="area")
+        parts.append(values)
+    return torch.cat(parts)
+
+
 def raw_pixels(dataset: Dataset, split: Split, *, test: bool = True) -> Features:
     """Return the floor's features: images averaged over areas to at most 16x16, flattened."""
 
     def pixels(images: np.ndarray | Rows) -> dict[str, Tensor]:
-        chunks = []
-        for start in range(0, len(images), 4096):
-            values = torch.from_numpy(np.array(images[start : start + 4096])).float().div_(255)
-            if values.shape[-1] > PIXELS:
-                values = torch.nn.functional.interpolate(values, (PIXELS, PIXELS), mode="area")
-            chunks.append(values.flatten(1))
-        return {"last": torch.cat(chunks)}
+        return {"last": coarse(images).flatten(1)}
 
     return _features(dataset, split, test, pixels)
 

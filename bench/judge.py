@@ -15,6 +15,7 @@ from bench.meters import read_metrics
 if TYPE_CHECKING:
     from bench.data import Dataset, Split
     from bench.evaluations import Evaluation, Protocol, Subject
+    from bench.sampling import Samples
     from bench.worker import Watch
 
 
@@ -99,7 +100,7 @@ def _evaluate(
 ) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     import torch
 
-    from bench import data, evaluations, features, integrity, ledger
+    from bench import data, evaluations, features, integrity, ledger, sampling
 
     spec = orders["spec"]
     torch.set_num_threads(spec["threads"])
@@ -134,9 +135,18 @@ def _evaluate(
             backbone = load()
             seen = features.extract(backbone, dataset, split, kind=kind, test=test)
         subject = evaluations.Subject(
-            seen, load, dataset, split, kind, spec["image_size"], test, spec["threads"]
+            seen,
+            load,
+            dataset,
+            split,
+            kind,
+            spec["image_size"],
+            test,
+            spec["threads"],
+            read_samples(folder, watch.outcome, protocols, spec["image_size"]),
         )
         entries = all_entries(protocols, subject, spec["seed"])
+        write_sheets(folder, subject)
         if orders["plugin"] is not None:
             faults = integrity.check(
                 backbone, sha256, dataset, split, seen, seed=spec["seed"], kind=kind
@@ -147,9 +157,46 @@ def _evaluate(
         integrity.IntegrityError,
         evaluations.NonFinite,
         evaluations.BackboneChanged,
+        sampling.BadSamples,
     ) as error:
         return "invalid", str(error), facts, {}
     return "done", "", facts, entries
+
+
+def read_samples(
+    folder: Path, outcome: dict[str, Any], protocols: list[Protocol], image_size: int
+) -> dict[str, Samples]:
+    """Return what the child drew, by protocol hash.
+
+    Raises:
+        BadSamples: a file is not what the child announced.
+    """
+    from bench import sampling
+
+    drawn = outcome.get("samples", {})
+    return {
+        p.hash: sampling.read(folder, drawn[p.hash], p.settings["samples"], image_size)
+        for p in protocols
+        if p.hash in drawn
+    }
+
+
+def write_sheets(folder: Path, subject: Subject) -> None:
+    """Write the sheets of what a method drew, if it drew, into the run's folder."""
+    import torch
+
+    from bench import sheets
+    from bench.features import coarse
+
+    for samples in list(subject.samples.values())[:1]:
+        sheets.write(folder, "samples", sheets.grid(samples.images))
+        train, some = subject.images("train"), samples.images[: sheets.NEIGHBOURS]
+        channels = train.shape[1]
+        shown, known = (coarse(x, channels).flatten(1) for x in (some, train))
+        nearest = train[torch.cdist(shown, known).argmin(1).numpy()]
+        if nearest.shape[1] == 1:
+            nearest = nearest.repeat(3, axis=1)
+        sheets.write(folder, "neighbours", sheets.neighbours(some, nearest))
 
 
 def data_facts(dataset: Dataset, split: Split, test: bool) -> dict[str, Any]:

@@ -14,16 +14,20 @@ from bench.files import write_atomically
 if TYPE_CHECKING:
     import torch
 
-RECORD = struct.Struct("<qqdd")  # step, steps, images per second, loss
+RECORD = struct.Struct("<qqddq")  # step, steps, images per second, loss, beats
 
 
 class Progress(NamedTuple):
-    """How far a run is; loss and images_per_second are NaN before the first log interval."""
+    """How far a run is; loss and images_per_second are NaN before the first log interval.
+
+    `beats` counts signs of life outside training, as while samples are drawn.
+    """
 
     step: int
     steps: int
     images_per_second: float
     loss: float
+    beats: int = 0
 
 
 def read_progress(folder: Path) -> Progress | None:
@@ -60,6 +64,7 @@ class Meter:
         self.passes = {"with_grad": 0.0, "without_grad": 0.0}
         self.health: dict[str, float] = {}
         self.rate = self.loss = float("nan")
+        self.beats = 0
         self._pending: dict[str, torch.Tensor | float] = {}
         self._loss_sum: torch.Tensor | None = None
         self._loss_count = 0
@@ -100,7 +105,13 @@ class Meter:
     def record(self, step: int) -> None:
         """Leave a sign of life: the step count, read by whoever watches the run."""
         if self._progress is not None:
-            os.pwrite(self._progress, RECORD.pack(step, self.steps, self.rate, self.loss), 0)
+            record = RECORD.pack(step, self.steps, self.rate, self.loss, self.beats)
+            os.pwrite(self._progress, record, 0)
+
+    def beat(self, step: int) -> None:
+        """Leave a sign of life of what is no training."""
+        self.beats += 1
+        self.record(step)
 
     def record_health(self, step: int, values: dict[str, float]) -> None:
         """Keep the newest diagnostics of the features and append them to health.jsonl."""

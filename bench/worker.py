@@ -209,10 +209,21 @@ def _kept_outcome(folder: Path, orders: dict[str, Any]) -> Watch | None:
         kept = json.loads((folder / "outcome.json").read_text())
     except (OSError, ValueError):
         return None
-    if kept["key"] != _key(orders):
+    if kept["key"] != _key(orders) or not _has_samples(orders, kept["outcome"]):
         return None
     watch = _verified(folder, Watch("done", outcome=kept["outcome"], notes=kept["notes"]))
     return watch if watch.status == "done" else None
+
+
+def _has_samples(orders: dict[str, Any], outcome: dict[str, Any]) -> bool:
+    """Return whether the training drew for every protocol over samples of these orders.
+
+    If not, the child goes on from its last checkpoint: no step is left, and it draws.
+    """
+    from bench import sampling
+
+    considered = outcome.get("considered", ())
+    return all(protocol.hash in considered for protocol in sampling.wanted(orders["evaluations"]))
 
 
 def _verified(folder: Path, watch: Watch) -> Watch:

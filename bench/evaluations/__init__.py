@@ -3,13 +3,16 @@
 A protocol is a module with ID, VERSION, SETTINGS and one function. Most look at frozen features:
 `evaluate(features, settings, seed)`. One that says `NEEDS = "images"` is given the whole subject,
 `evaluate(subject, settings, seed)`: features, images, and copies of the backbone to train or to
-look into. One that says `NEEDS_EXTRA` is for data sets that number this beside their classes.
+look into. One that says `NEEDS = "samples"` is given the subject and what the method drew for it,
+`evaluate(subject, samples, settings, seed)`; one that says `NEEDS = "nothing"` looks at the data
+alone, and applies to the floor that has no backbone. One that says `NEEDS_EXTRA` is for data sets
+that number this beside their classes.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from bench.data import Dataset, Split
     from bench.features import Features
+    from bench.sampling import Samples
 
 NAMES = (
     "linear_probe",
@@ -82,6 +86,7 @@ class Subject:
         image_size: side of the images in pixels, as the backbone sees them.
         test: whether the test split may be opened; if not, `dataset` has none.
         threads: that the numbers depend on, as the run's own do.
+        samples: protocol hash -> what the method drew for it; empty where it draws nothing.
     """
 
     features: Features
@@ -92,6 +97,7 @@ class Subject:
     image_size: int
     test: bool
     threads: int
+    samples: Mapping[str, Samples] = field(default_factory=dict)
 
     def backbone(self) -> nn.Module | None:
         """Return a copy of the backbone that nothing else holds, or None if there is none."""
@@ -122,7 +128,8 @@ class Protocol:
     """An evaluation with its settings resolved; two hashes never share a column.
 
     Attributes:
-        needs: "features", or "images" if it needs the whole subject.
+        needs: "features", "images" if it needs the whole subject, "samples" if drawn images too,
+            "nothing" if it looks at no method's work.
         extra: what the data set must number beside the classes, or nothing.
     """
 
@@ -135,7 +142,12 @@ class Protocol:
     extra: str = ""
 
     def applies(self, subject: Subject) -> bool:
-        """Return whether there is something to evaluate; raw pixels have no backbone to train."""
+        """Return whether there is something to evaluate; raw pixels have no backbone to train, and
+        most methods draw no images."""
+        if self.needs == "samples":
+            return self.hash in subject.samples
+        if self.needs == "nothing":
+            return subject.load is None
         return self.needs == "features" or subject.load is not None
 
     def evaluate(self, subject: Features | Subject, seed: int) -> Evaluation:
@@ -155,7 +167,8 @@ class Protocol:
         evaluate = _module(self.name).evaluate
         if self.needs == "features":
             return evaluate(features, self.settings, seed)
-        work = partial(evaluate, subject, self.settings, seed)
+        shown = (subject.samples[self.hash],) if self.needs == "samples" else ()
+        work = partial(evaluate, subject, *shown, self.settings, seed)
         return _apart(work, stream(seed, "evaluate", self.id, 0), subject.threads)
 
 
@@ -190,7 +203,7 @@ def chooses(name: str, overrides: dict[str, Any]) -> str:
 
     Tracks ask this where torch must not be imported, so it is no attribute of the modules.
     """
-    if name == "few_labels":
+    if name in ("few_labels", "generation", "calibration"):
         return ""
     if name == "knn":
         return "" if len(overrides.get("k", ())) == 1 else "k, unless it is given one: k = [200]"

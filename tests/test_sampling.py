@@ -1,0 +1,110 @@
+"""Drawing samples: chunks, randomness by address, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench import sampling, sheets
+
+
+def uniform(num_images: int, labels: Tensor | None) -> Tensor:
+    return torch.rand(num_images, 3, 8, 8) * 2 - 1
+
+
+def test_rounding_is_to_the_nearest_of_256_levels() -> None:
+    levels = torch.arange(256, dtype=torch.float64)
+    assert (sampling.to_uint8((levels / 127.5 - 1).float()) == levels.numpy()).all()
+    nearly = torch.tensor([-1.0005, 1.0005])
+    assert sampling.to_uint8(nearly).tolist() == [0, 255]
+
+
+def test_a_chunk_draws_the_same_whatever_was_drawn_before() -> None:
+    many = sampling.draw(uniform, 2 * sampling.CHUNK, 8, None, seed=3)
+    torch.rand(5)
+    few = sampling.draw(uniform, sampling.CHUNK, 8, None, seed=3)
+    assert (many[: sampling.CHUNK] == few).all()
+    assert (many[sampling.CHUNK :] != few).any()
+    assert (sampling.draw(uniform, sampling.CHUNK, 8, None, seed=4) != few).any()
+
+
+def test_labels_are_balanced_and_reach_their_chunk() -> None:
+    asked: list[Tensor] = []
+
+    def conditional(num_images: int, labels: Tensor) -> Tensor:
+        assert len(labels) == num_images
+        asked.append(labels)
+        return torch.zeros(num_images, 3, 8, 8)
+
+    labels = sampling.balanced_labels(sampling.CHUNK + 10, 4)
+    sampling.draw(conditional, len(labels), 8, labels, seed=0)
+    assert torch.equal(torch.cat(asked), labels)
+    assert labels.bincount().tolist() == [65, 65, 65, 65]
+
+
+BROKEN = {
+    "a tensor": lambda n: np.zeros((n, 3, 8, 8)),
+    r"expected \(10, 3, 8, 8\)": lambda n: torch.zeros(n - 1, 3, 8, 8),
+    "expected floats": lambda n: torch.zeros(n, 3, 8, 8, dtype=torch.uint8),
+    "2 of 10 images that are not finite": lambda n: torch.zeros(n, 3, 8, 8).index_fill_(
+        0, torch.tensor([1, 4]), float("nan")
+    ),
+    r"values from 0 to 255, expected \[-1, 1\]": lambda n: torch.linspace(0, 255, n)[
+        :, None, None, None
+    ].expand(n, 3, 8, 8),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_what_is_no_image_is_refused(said: str) -> None:
+    with pytest.raises(sampling.BadSamples, match=said):
+        sampling.draw(lambda num_images, labels: BROKEN[said](num_images), 10, 8, None, seed=0)
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    images = sampling.draw(uniform, 12, 8, None, seed=0)
+    facts = sampling.save(tmp_path, "samples-x.npy", images)
+    drawn = facts | {"file": "samples-x.npy", "sampling": {"steps": 5}, "num_classes": 4}
+    read = sampling.read(tmp_path, drawn, 12, 8)
+    assert (read.images == images).all()
+    assert read.labels.tolist() == [0, 1, 2, 3] * 3
+    with pytest.raises(sampling.BadSamples, match="expected"):
+        sampling.read(tmp_path, drawn, 13, 8)
+    sampling.save(tmp_path, "samples-x.npy", 255 - images)
+    with pytest.raises(sampling.BadSamples, match="was changed"):
+        sampling.read(tmp_path, drawn, 12, 8)
+
+
+def test_a_sheet_shows_each_image_where_it_belongs() -> None:
+    import io
+
+    from PIL import Image
+
+    images = np.zeros((6, 3, 4, 4), np.uint8)
+    images[:, 0] = 10 * np.arange(6)[:, None, None]
+    page = np.array(Image.open(io.BytesIO(sheets.sheet(images.reshape(2, 3, 3, 4, 4)))))
+    assert page.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
+    corners = page[2::6, 2::6, 0][:2, :3]
+    assert corners.tolist() == [[0, 10, 20], [30, 40, 50]]
+    assert (page[:2] == 255).all()
+
+
+def test_pictures_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
+    pictures = {
+        "good": torch.zeros(2, 3, 3, 8, 8),
+        "../evil": torch.zeros(1, 1, 3, 8, 8),
+        "flat": torch.zeros(3, 8, 8),
+        "nan": torch.full((1, 1, 3, 8, 8), float("nan")),
+        "huge": torch.zeros(1, 600, 3, 8, 8),
+        "none": None,
+    }
+    refused = sheets.write_pictures(tmp_path, pictures)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["good.png"]
+    assert len(refused) == 5
+    assert sheets.write_pictures(tmp_path, [1]) == [
+        "picture returned list, expected a dict of tensors"
+    ]
