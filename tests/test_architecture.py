@@ -37,9 +37,8 @@ EVALUATION_MAY = {"errors", "features", "identity", "evaluations", "backbones"}
 EVALUATION_MAY |= {"data"}  # the images of protocols that train: finetuning, probes over views
 EVALUATION_MAY |= {"augment"}  # functions over images, the same that plugins compose
 EVALUATION_MAY |= {"metrics", "extractors"}  # of generated images
-METRICS_MAY = {"metrics", "evaluations"}  # the latter for the probe of `logistic`
 EVALUATION_MAY |= {"sampling"}  # images that a method drew, as arrays
-EVALUATION_MAY |= {"metrics", "extractors"}  # distances of features, and networks that make them
+METRICS_MAY = {"errors", "metrics", "evaluations"}  # the last for the probe of `logistic`
 ENGINE_MAY_NOT = {"evaluations", "results", "judge", "integrity", "features", "leaderboard"}
 SELF_SUPERVISION = (
     "self-supervis|selfsupervis|contrastive|pretext|negatives|momentum_encoder|momentum encoder"

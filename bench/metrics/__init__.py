@@ -6,7 +6,10 @@ shapes, too few rows, a NaN) is a ValueError, never a number.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def pair(samples: Tensor, reference: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
