@@ -215,27 +215,42 @@ def denoise(
 def sample(
     predict: Predict,
     schedule: Schedule,
-    like: Tensor,
-    shape: tuple[int, ...],
+    start: Tensor,
     *conditions: Tensor,
     **settings: float | str | bool,
 ) -> Tensor:
-    """Return `shape` = (N, C, H, W) of samples, of the type and on the device of `like`.
+    """Return what `denoise` ends in, the network shown at most AT_ONCE images together.
 
     Args:
+        start: pure noise (N, C, H, W).
         conditions: tensors of N rows, for `predict`.
         settings: as `denoise` takes them.
     """
     found = []
-    for begin in range(0, shape[0], AT_ONCE):
-        count = min(AT_ONCE, shape[0] - begin)
-        start = torch.randn(count, *shape[1:], dtype=like.dtype, device=like.device)
-        start = start.contiguous(memory_format=torch.channels_last)
-        given = [rows[begin : begin + count] for rows in conditions]
-        for x in denoise(predict, schedule, start, *given, **settings):
+    for rows in torch.arange(len(start), device=start.device).split(AT_ONCE):
+        part = start[rows].contiguous(memory_format=torch.channels_last)
+        for x in denoise(predict, schedule, part, *(c[rows] for c in conditions), **settings):
             last = x
-        found.append(last)
+        found.append(last.contiguous())
     return torch.cat(found)
+
+
+def strip(
+    predict: Predict,
+    schedule: Schedule,
+    start: Tensor,
+    *conditions: Tensor,
+    columns: int = 9,
+    **settings: float | str | bool,
+) -> Tensor:
+    """Return noise on its way to an image, in [-1, 1]: (B, columns, C, H, W), evenly over steps.
+
+    Args:
+        settings: as `denoise` takes them.
+    """
+    chain = [start, *denoise(predict, schedule, start, *conditions, **settings)]
+    chosen = torch.linspace(0, len(chain) - 1, min(columns, len(chain))).round().long().tolist()
+    return torch.stack([chain[i] for i in chosen], dim=1).clamp(-1, 1)
 
 
 def noise_loss(
@@ -255,7 +270,7 @@ def noise_loss(
     t = torch.randint(len(schedule), (len(images),), device=images.device)
     noise = torch.randn_like(images)
     guess = predict(noised(schedule, images, noise, t), t, *conditions)
-    error = (guess.float() - noise.float()).square().mean((1, 2, 3))  # (B,)
+    error = (guess - noise).square().mean((1, 2, 3))  # (B,)
     return (error if weights is None else weights[t].to(error.dtype) * error).mean()
 
 

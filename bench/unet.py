@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from bench.backbones import stage_maps
 from bench.errors import Unsupported
 
+NETWORKS = ("backbone", "paper")
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Return GroupNorm in at most 32 groups, of 4 channels or more where they divide."""
@@ -228,6 +230,50 @@ class UNet(nn.Module):
             else:
                 x = block(_as_large(x, skips[-1]))
         return self.out(x)
+
+
+def check_network(kind: str) -> None:
+    """Refuse a kind of network that `noise_network` does not know.
+
+    Raises:
+        ValueError: the message says which were expected.
+    """
+    if kind not in NETWORKS:
+        raise ValueError(f"network is {kind!r}; expected {' or '.join(NETWORKS)}")
+
+
+def noise_network(
+    kind: str,
+    backbone: nn.Module,
+    image_size: int,
+    *,
+    width: int,
+    embedding: int,
+    multipliers: tuple[int, ...],
+    blocks: int,
+    attention: int,
+    dropout: float,
+) -> nn.Module:
+    """Return the network of images that a method's configuration names.
+
+    Args:
+        kind: "backbone" for `BackboneUNet`, which takes neither multipliers nor blocks; "paper" for
+            `UNet`, which takes no backbone.
+
+    Raises:
+        ValueError: another kind.
+        Unsupported: the backbone gives no maps.
+    """
+    shared = {
+        "width": width,
+        "embedding": embedding,
+        "attention": attention,
+        "dropout": dropout,
+    }
+    check_network(kind)
+    if kind == "backbone":
+        return BackboneUNet(backbone, image_size, **shared)
+    return UNet(3, image_size, multipliers=multipliers, blocks=blocks, **shared)
 
 
 def map_shapes(backbone: nn.Module, image_size: int) -> list[tuple[int, int]]:

@@ -202,9 +202,8 @@ def test_every_sampler_draws_from_the_data_s_distribution(settings) -> None:
     With all steps: of 50, DDIM's leave a deviation of 0.18.
     """
     torch.manual_seed(0)
-    like = torch.zeros((), dtype=torch.float64)
-    shape = (20, 1, 25, 40)
-    found = sample(gaussian(0.3, 0.2), SCHEDULE, like, shape, clip=False, **settings)
+    start = torch.randn(20, 1, 25, 40, dtype=torch.float64)
+    found = sample(gaussian(0.3, 0.2), SCHEDULE, start, clip=False, **settings)
     assert float(found.mean()) == pytest.approx(0.3, abs=0.02)
     assert float(found.std()) == pytest.approx(0.2, rel=0.05)
 
@@ -226,7 +225,7 @@ def test_conditions_follow_their_images_in_any_number() -> None:
         kept = alpha_bar(SCHEDULE, t).to(noisy.dtype)
         return (noisy - kept.sqrt() * targets.view(-1, 1, 1, 1)) / (1 - kept).sqrt()
 
-    found = sample(predict, SCHEDULE, torch.zeros(()), (510, 1, 2, 2), values, steps=5)
+    found = sample(predict, SCHEDULE, torch.randn(510, 1, 2, 2), values, steps=5)
     assert torch.allclose(found, values.view(-1, 1, 1, 1).expand_as(found), atol=1e-3)
 
 
