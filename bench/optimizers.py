@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.errors import UnknownName
 
-KINDS = ("sgd", "lars", "adam", "adamw")
+KINDS = ("sgd", "lars", "adam", "adamw", "rmsprop")
 SCHEDULES = ("cosine", "constant", "multistep")
 BUCKET = 2**22  # elements per flat bucket of the gradient average
 
@@ -76,9 +76,12 @@ def build(
     if kind == "lars":
         from timm.optim import Lars as factory  # You et al. 2017; timm's is SimCLR's variant
     else:
-        factory = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[
-            kind
-        ]
+        factory = {
+            "sgd": torch.optim.SGD,
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "rmsprop": torch.optim.RMSprop,
+        }[kind]
     known = [p for p in inspect.signature(factory).parameters if p not in ("params", "lr")]
     for name in args:
         if name not in known:

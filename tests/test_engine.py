@@ -54,7 +54,7 @@ def same(one: nn.Module, two: nn.Module) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lars", "rmsprop"])
 def test_resume_is_exact_at_every_step(tmp_path: Path, optimizer: str) -> None:
     whole = train(tmp_path, optimizer=optimizer)
     for stop in (1, 5, 11):
