@@ -139,8 +139,8 @@ class Engine(Protocol):
 
         Exactly one of `base_lr` (per 256 source images) and `lr` (absolute). `kind` is sgd, lars,
         adam, adamw or rmsprop; `schedule` is cosine, constant or multistep (`milestones=(0.6,
-        0.8)` as shares of the budget, `gamma=0.1`). `decay_norm_and_bias=False` frees norms and biases of
-        weight decay. `max_grad_norm` clips.
+        0.8)` as shares of the budget, `gamma=0.1`). `decay_norm_and_bias=False` frees norms and
+        biases of weight decay. `max_grad_norm` clips.
         """
 
     def batches(self, views: tuple[View, ...] = ..., until: float = 1.0) -> Iterator[Batch]:
