@@ -124,6 +124,25 @@ def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
     return _replace_batch_norm(module, partial(_normalise_groups, groups=groups))
 
 
+def fix_batch_norm(module: nn.Module) -> nn.Module:
+    """Let every BatchNorm in `module` scale and shift its channels, and never normalise them.
+
+    For networks that must see each image alone, in the place of networks without BatchNorm: the
+    running statistics stay at mean 0 and variance 1, so that evaluation computes the same.
+    State-dict keys stay. Returns `module`, changed in place, unless it is itself a BatchNorm.
+    """
+    module = _replace_batch_norm(module, _scale_and_shift)
+    for layer in module.modules():
+        if is_fixed(layer):
+            layer.reset_running_stats()
+    return module
+
+
+def is_fixed(layer: nn.Module) -> bool:
+    """Return whether the layer is a BatchNorm that `fix_batch_norm` replaced."""
+    return isinstance(layer, RegroupedBatchNorm) and layer.normalise is _scale_and_shift
+
+
 def groups_per_process(groups: int) -> int:
     """Return the groups into which each process splits its part of the batch.
 
@@ -231,3 +250,9 @@ def _normalise_groups(norm: RegroupedBatchNorm, images: Tensor, *, groups: int) 
         norm.running_mean.copy_(means.mean(0))
         norm.running_var.copy_(variances.mean(0))
     return torch.cat(normal)
+
+
+def _scale_and_shift(norm: RegroupedBatchNorm, images: Tensor) -> Tensor:
+    """Compute in training what evaluation does: the running statistics stay as they are."""
+    mean, var = norm.running_mean, norm.running_var
+    return F.batch_norm(images, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)

@@ -20,6 +20,7 @@ METHODS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry
 PLUGIN_MAY = {"torch", "torchvision", "timm", "bench"} | set(sys.stdlib_module_names)
 BENCH_FOR_PLUGINS = {"augment", "layers", "losses", "distributed"}
 BENCH_FOR_PLUGINS |= {"likelihoods", "decoders", "diffusion", "unet"}  # what generators share
+BENCH_FOR_PLUGINS |= {"adversarial", "generators"}  # what players of a game share
 WITHOUT_TORCH = (
     "cli",
     "plan",
