@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import one_hot, relu, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torch.nn.utils.parametrize import remove_parametrizations as remove
 
 from bench.layers import is_fixed
+
+WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -95,6 +97,24 @@ class Discriminator(Readout):
         return super().forward(images).squeeze(1)
 
 
+class ProjectionDiscriminator(nn.Module):
+    """Images (B, 3, H, W) and labels (B,) to logits (B,): (w + e(y)) f(x) + b, f summed over space
+    (Miyato & Koyama 2018, Eq. 4)."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.score = nn.Linear(backbone.num_features, 1)
+        self.embedding = nn.Linear(num_classes, backbone.num_features, bias=False)  # of one-hot
+        shape = map_shape(backbone, image_size)
+        self.places = shape[1] * shape[2] if len(shape) == 3 else 1  # the backbone's is the mean
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        features = self.places * self.backbone(images)
+        classes = one_hot(labels, self.embedding.in_features).to(features.dtype)
+        return self.score(features).squeeze(1) + (self.embedding(classes) * features).sum(1)
+
+
 @torch.no_grad()
 def map_shape(backbone: nn.Module, image_size: int) -> tuple[int, ...]:
     """Return the shape of the backbone's last feature map, (C, h, w) or of tokens (N, D)."""
@@ -146,18 +166,32 @@ class Turns(nn.Module):
 
 @torch.no_grad()
 def normal_init(module: nn.Module, std: float = 0.02) -> nn.Module:
-    """Draw weights anew as DCGAN's source does, in place: of convolutions and linear layers from
-    N(0, std^2), of BatchNorm from N(1, std^2); biases are 0."""
+    """Draw weights anew as DCGAN's source does, in place: of convolutions, linear layers and
+    embeddings from N(0, std^2), of BatchNorm from N(1, std^2); biases are 0."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if isinstance(layer, WEIGHTED):
             layer.weight.normal_(0, std)
         elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
             layer.weight.normal_(1, std)
         else:
             continue
-        if layer.bias is not None:
+        if getattr(layer, "bias", None) is not None:
             layer.bias.zero_()
     return module
+
+
+@torch.no_grad()
+def orthogonal_init(module: nn.Module) -> nn.Module:
+    """Draw the weights of convolutions, linear layers and embeddings anew, in place: orthogonal as
+    matrices of out x rest (Saxe et al. 2014)."""
+    for layer in module.modules():
+        if isinstance(layer, WEIGHTED):
+            drawn = torch.empty_like(layer.weight, memory_format=torch.contiguous_format)
+            layer.weight.copy_(nn.init.orthogonal_(drawn))
+    return module
+
+
+INITIALISE = {"orthogonal": orthogonal_init, "normal": normal_init}
 
 
 class _ChannelNorm(nn.Module):

@@ -138,6 +138,15 @@ def test_normal_init_is_the_source_s() -> None:
         assert not layer.bias.any()
 
 
+def test_orthogonal_init_is_orthogonal_in_any_layout() -> None:
+    module = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Linear(5, 7))
+    module = adversarial.orthogonal_init(module.to(memory_format=torch.channels_last))
+    rows = module[0].weight.detach().flatten(1)
+    assert torch.allclose(rows @ rows.T, torch.eye(6), atol=1e-5)
+    columns = module[1].weight.detach()
+    assert torch.allclose(columns.T @ columns, torch.eye(5), atol=1e-5)
+
+
 def largest_singular_values(module: nn.Module) -> list[float]:
     found = []
     for layer in module.modules():

@@ -64,3 +64,74 @@ def test_lines_run_between_their_ends() -> None:
     middle = generators.sample(generator, (start + end) / 2)
     assert torch.allclose(images[:, 2], middle, atol=1e-5)
     assert torch.allclose(images[:, 0], generators.sample(generator, start), atol=1e-5)
+
+
+def test_truncated_latents_are_bounded_and_distributed_as_given_the_bound() -> None:
+    torch.manual_seed(0)
+    for bound in (0.1, 0.5, 2.0):
+        drawn = generators.truncated_normal(torch.empty(20000), bound)
+        assert drawn.abs().max() <= bound
+        refused = torch.randn(400000)  # the paper's way: draw again whatever is beyond
+        kept = refused[refused.abs() <= bound]
+        assert float(drawn.std()) == pytest.approx(float(kept.std()), rel=0.03)
+    whole = generators.truncated_normal(torch.empty(20000))
+    assert whole.abs().max() > 3
+    assert float(whole.std()) == pytest.approx(1, rel=0.03)
+
+
+def test_attention_begins_as_the_identity_and_equals_a_slow_loop() -> None:
+    torch.manual_seed(0)
+    attention = generators.SelfAttention(16)
+    maps = torch.randn(2, 16, 4, 6)
+    with torch.no_grad():
+        assert torch.equal(attention(maps), maps)
+        attention.gain.fill_(0.7)
+        found = attention(maps)
+        for image, got in zip(maps, found, strict=True):
+            query, key, value = (
+                layer(image[None])[0] for layer in (attention.query, attention.key, attention.value)
+            )
+            key = torch.stack([key[:, i : i + 2, j : j + 2].amax((1, 2)) for i, j in pairs()])
+            value = torch.stack([value[:, i : i + 2, j : j + 2].amax((1, 2)) for i, j in pairs()])
+            for row in range(4):
+                for column in range(6):
+                    shares = (key @ query[:, row, column]).softmax(0)
+                    mixed = attention.out((shares @ value)[None, :, None, None])[0, :, 0, 0]
+                    expected = image[:, row, column] + 0.7 * mixed
+                    assert torch.allclose(got[:, row, column], expected, atol=1e-5)
+
+
+def pairs() -> list[tuple[int, int]]:
+    return [(i, j) for i in (0, 2) for j in (0, 2, 4)]
+
+
+def test_a_block_doubles_the_side_and_depends_on_its_condition() -> None:
+    torch.manual_seed(0)
+    block = generators.ConditionalBlock(6, 4, 3)
+    maps, condition = torch.randn(2, 6, 4, 4), torch.randn(2, 3)
+    out = block(maps, condition)
+    assert out.shape == (2, 4, 8, 8)
+    assert not torch.allclose(out, block(maps, -condition), atol=1e-3)
+
+
+def test_standing_statistics_are_the_mean_over_samples() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+
+        def forward(self, maps: torch.Tensor) -> torch.Tensor:
+            return self.norm(maps)
+
+    drawn: list[torch.Tensor] = []
+
+    def draw(count: int) -> tuple[torch.Tensor]:
+        drawn.append(torch.randn(count, 2, 3, 3) * 2 + 5)
+        return (drawn[-1],)
+
+    torch.manual_seed(0)
+    generator = Shifted()
+    generator.norm.running_mean.fill_(-40)
+    generators.standing_statistics(generator, draw, batches=3)
+    assert len(drawn) == 3
+    assert torch.allclose(generator.norm.running_mean, torch.cat(drawn).mean((0, 2, 3)), atol=1e-4)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_plugins import began, bigan, dcgan, gan, wgan
+from bench_plugins import began, bigan, biggan, dcgan, gan, wgan
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from bench import backbones
+from bench import Unsupported, adversarial, backbones
 from bench.adversarial import discriminator_loss
 from bench.engine import Interrupted, Trainer
 from bench.rehearsal import CONVOLUTIONAL
@@ -30,8 +30,16 @@ TINY = {
     "wgan, penalty": replace(wgan.SMALL_GP, width=4, latent_features=8),
     "began": replace(began.SMALL, width=4, latent_features=8),
     "bigan": replace(bigan.SMALL, width=4, discriminator_width=4, latent_features=8),
+    "biggan": replace(biggan.SMALL, widths=(8, 8, 4, 4), latent_chunk=4, average_start=2),
 }
-MODULES = {"gan": gan, "dcgan": dcgan, "wgan": wgan, "began": began, "bigan": bigan}
+MODULES = {
+    "gan": gan,
+    "dcgan": dcgan,
+    "wgan": wgan,
+    "began": began,
+    "bigan": bigan,
+    "biggan": biggan,
+}
 EVERY = pytest.mark.parametrize("name", TINY)
 
 
@@ -296,3 +304,98 @@ def test_the_joint_discriminator_reads_both_halves_of_a_pair() -> None:
     assert not torch.allclose(logits, judge(images.roll(1, 0), codes))
     assert not torch.allclose(logits, judge(images, codes.roll(1, 0)))
     assert torch.allclose(logits.roll(1, 0), judge(images.roll(1, 0), codes.roll(1, 0)), atol=1e-6)
+
+
+def spectra(module: nn.Module) -> list[float]:
+    """Return the largest singular value of every convolution and linear layer."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return [float(torch.linalg.matrix_norm(m.weight.detach().flatten(1), ord=2)) for m in layers]
+
+
+def test_every_layer_of_both_players_is_spectrally_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(biggan, "keep_spectra", lambda module: module)
+    model = train("biggan", trainer(tmp_path, biggan)).train()
+    drawn = model.generator.draw(2)
+    for _ in range(60):  # the estimates catch up with weights that no longer move
+        model.discriminator(model.generator(*drawn), drawn[1])
+    model.eval()
+    for player, least in ((model.discriminator, 10), (model.generator, 15)):
+        found = spectra(player)
+        assert len(found) > least
+        assert max(found) < 1.02
+        assert min(found) > 0.9
+
+
+def test_samples_follow_their_labels_and_latents(tmp_path: Path) -> None:
+    model = train("biggan", trainer(tmp_path, biggan))
+    generator = model.generator.eval()
+    torch.manual_seed(0)
+    drawn, _ = generator.draw(6)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    with torch.no_grad():
+        images = generator(drawn, labels)
+        changed = (generator(drawn, labels.roll(1)) - images).abs().amax((1, 2, 3))
+        assert changed.min() > 1e-5
+        first = generator.latent_features // (len(generator.blocks) + 1)
+        for part in drawn.split(first, dim=1):  # each chunk of the split latent has its say
+            assert part.shape[1] == first
+        for chunk in range(len(generator.blocks) + 1):
+            other = drawn.clone()
+            other[:, chunk * first : (chunk + 1) * first] *= -1
+            assert (generator(other, labels) - images).abs().max() > 1e-5
+    torch.manual_seed(0)
+    one = biggan.generate(model, 6, labels, biggan.Sampling())
+    torch.manual_seed(0)
+    two = biggan.generate(model, 6, labels.flip(0), biggan.Sampling())
+    assert not torch.equal(one[0], two[0])
+
+
+def test_the_projection_is_the_equation() -> None:
+    torch.manual_seed(0)
+    judge = adversarial.ProjectionDiscriminator(backbones.build(CONVOLUTIONAL, 32), 4, 32).eval()
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([2, 0, 2])
+    with torch.no_grad():
+        maps = judge.backbone.forward_features(images).sum((2, 3))  # (B, F)
+        weight, bias = judge.score.weight[0], judge.score.bias[0]
+        table = judge.embedding.weight  # (F, classes)
+        expected = [
+            float(((weight + table[:, label]) * row).sum() + bias)
+            for row, label in zip(maps, labels, strict=True)
+        ]
+        assert judge(images, labels).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_sampling_generator_is_the_average_of_the_steps(tmp_path: Path) -> None:
+    config = replace(TINY["biggan"], average_decay=0.5, average_start=3)
+    engine, live = trainer(tmp_path, biggan), []
+    prepare, step = engine.prepare, engine.step
+    held: dict[str, nn.Module] = {}
+
+    def keep(module: nn.Module, name: str = "model") -> nn.Module:
+        held[name] = prepare(module, name)
+        return held[name]
+
+    def noted(loss: Tensor, optimizer: Any) -> None:
+        before = next(held["generator"].parameters()).detach().clone()
+        step(loss, optimizer)
+        after = next(held["generator"].parameters()).detach().clone()
+        if not torch.equal(before, after):
+            live.append(after)
+
+    engine.prepare, engine.step = keep, noted
+    model = train("biggan", engine, config)
+    expected = live[2]  # a copy until the average starts
+    for newest in live[3:]:
+        expected = 0.5 * expected + 0.5 * newest
+    assert len(live) == 7
+    assert torch.allclose(next(model.generator.parameters()), expected, atol=1e-6)
+    assert model.generator is held["average"]
+
+
+def test_widths_that_do_not_fit_the_image_are_refused() -> None:
+    with pytest.raises(Unsupported, match="32 px take 4 widths, got 6"):
+        biggan.Generator(biggan.Config(), 4, 32)
+    with pytest.raises(ValueError, match="above 0"):
+        biggan.Sampling(truncation=0.0)
