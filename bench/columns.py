@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
+from bench.metrics.names import column_name
 from bench.packing import unpack_bits, unpack_counts
 from bench.results import EvaluationEntry, Result
 
@@ -46,13 +47,12 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("recall", "recall"),
         ("density", "density"),
         ("coverage", "coverage"),
-        ("memorisation", "memorisation"),
+        ("memorisation", "memorisation AUC"),
         ("class_accuracy", "class accuracy"),
         ("classification_accuracy_score", "CAS"),
     ),
     CALIBRATION: (),  # a table of its own
 }
-FID_SAMPLES = 50_000  # behind a number that is called FID
 DISTANCES = {"generation": ("kid", "fd")}  # lower is better; no share of test images
 WHERE_NAMED = {  # shown only on a page whose headline they are
     "few_labels": (
@@ -189,19 +189,15 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
 def named_by(title: str, settings: Mapping[str, Any]) -> str:
     """Return a column's title with what its numbers hang on: extractor, samples, overrides.
 
-    "FID" is for Inception's features of 50,000 samples alone; with fewer it is `FID@N`.
+    Precision and its like share the extractor of the distances before them.
     """
     extractor, samples = settings.get("extractor"), settings.get("samples")
-    if extractor is None:
+    if extractor is None or samples is None:
         return title
-    if title == "FD":
-        title = f"FD({extractor})"
-        if extractor == "inception":
-            title = "FID" if samples == FID_SAMPLES else f"FID@{samples}"
-    elif title.startswith("KID"):
-        title = f"{title} ({extractor})"
-    if settings.get("allow_small"):
-        title += f", only {samples} samples"
+    for metric in ("FD", "KID"):
+        if title.startswith(metric):
+            named = column_name(extractor, metric, samples, allow_small=True)
+            title = named + title.removeprefix(metric)
     sampling = settings.get("sampling") or {}
     return ", ".join([title, *(f"{key} {value}" for key, value in sorted(sampling.items()))])
 

@@ -13,13 +13,13 @@ from bench.sheets import FOLDER
 from bench.statistics import LEVEL, Comparison
 
 SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscore, metric
-    "half": "other training images",
+    "train_half": "other training images",
     "test": "test images",
     "copied": "the reference itself",
     "one_class": "one class only",
     "blur": "blurred",
     "noise": "with noise",
-    "jpeg": "JPEG at quality 50",
+    "jpeg": "JPEG at quality 25",
 }
 
 
@@ -34,7 +34,9 @@ def calibration_section(board: Board) -> list[str]:
     ]
     if not found:
         return []
-    titles = [pair for pair in METRICS["generation"] if any(f"half_{pair[0]}" in s for s in found)]
+    titles = [
+        pair for pair in METRICS["generation"] if any(f"train_half_{pair[0]}" in s for s in found)
+    ]
     lines = []
     for name, said in SETS.items():
         values = [[s[f"{name}_{m}"] for s in found if f"{name}_{m}" in s] for m, _ in titles]

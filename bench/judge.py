@@ -144,6 +144,7 @@ def _evaluate(
             test,
             spec["threads"],
             read_samples(folder, watch.outcome, protocols, spec["image_size"]),
+            cache=Path(orders["arrays"]).parent / "features",
         )
         entries = all_entries(protocols, subject, spec["seed"])
         write_sheets(folder, subject)

@@ -39,7 +39,9 @@ def _check_distance(rows: Sequence[TableRow], headline: Column) -> TrackCheck:
     """Return the conditions on a distance: what is known to be good and bad lies far apart."""
     found = [e for row in rows for r in row.good for e in r.evaluations.values()]
     sets = [scores(entry) for entry in found if entry.id == CALIBRATION]
-    good = [s[f"half_{headline.metric}"] for s in sets if f"half_{headline.metric}" in s]
+    good = [
+        s[f"train_half_{headline.metric}"] for s in sets if f"train_half_{headline.metric}" in s
+    ]
     bad = [s[f"one_class_{headline.metric}"] for s in sets if f"one_class_{headline.metric}" in s]
     trained = [headline.values(row.good) for row in rows if not row.is_floor]
     drawn = [e.settings.get("samples", 0) for e in found if e.id == headline.protocol]

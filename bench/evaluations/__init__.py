@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UnknownName, UserError
@@ -38,6 +39,8 @@ NAMES = (
     "linear_probe_sgd",
     "mlp_probe_spatial",
     "bn_recalibrated",
+    "generation",
+    "calibration",
 )
 
 
@@ -86,6 +89,7 @@ class Subject:
         image_size: side of the images in pixels, as the backbone sees them.
         test: whether the test split may be opened; if not, `dataset` has none.
         threads: that the numbers depend on, as the run's own do.
+        cache: a folder for features of images that other runs will ask for, or None.
         samples: protocol hash -> what the method drew for it; empty where it draws nothing.
     """
 
@@ -98,6 +102,7 @@ class Subject:
     test: bool
     threads: int
     samples: Mapping[str, Samples] = field(default_factory=dict)
+    cache: Path | None = None
 
     def backbone(self) -> nn.Module | None:
         """Return a copy of the backbone that nothing else holds, or None if there is none."""

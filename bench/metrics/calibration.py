@@ -24,7 +24,8 @@ def sets(
 
     Reference and `train_half` share no image; blur, noise and JPEG are done to `train_half`. The
     sets: train_half, test, one_class (the first class of which enough images are not in the
-    reference), copied (the reference itself), blur, noise, jpeg.
+    reference, their mirror images after themselves), copied (the reference itself), blur, noise,
+    jpeg.
 
     Args:
         train: uint8 (N, C, H, W), C 1 or 3.
@@ -47,15 +48,17 @@ def sets(
     order = generator.permutation(len(train))
     rows, others = order[:count], order[count:]
     labels, sizes = np.unique(train_labels[others], return_counts=True)
-    if sizes.max() < count:
+    if 2 * sizes.max() < count:
         raise ValueError(f"no class has {count} images outside the reference, but {sizes.max()}")
-    one_class = others[train_labels[others] == labels[sizes >= count][0]][:count]
+    enough = sizes >= min(count, sizes.max())
+    one_class = train[others[train_labels[others] == labels[enough][0]]]
+    one_class = np.concatenate([one_class, one_class[:, :, :, ::-1]])[:count]
     half = train[others[:count]]
     tested = generator.permutation(len(test))[:count]
     return train[rows], {
         "train_half": half,
         "test": test[tested],
-        "one_class": train[one_class],
+        "one_class": one_class,
         "copied": train[rows],
         "blur": blurred(half),
         "noise": noisy(half, generator),

@@ -1,0 +1,55 @@
+"""Calibration: sets of images whose quality is known, measured as `generation` measures samples.
+
+Other training images and test images say how near a generator can come at this N; one class only,
+blur, noise and JPEG what the numbers notice; the reference itself, in the place of samples, what a
+copied training set looks like. Stands in the row of the harness's own floor, which has no backbone.
+"""
+
+from __future__ import annotations
+
+from bench import extractors
+from bench.evaluations import Evaluation, Subject, generation
+from bench.identity import stream
+from bench.metrics import calibration, frechet, kernel
+
+ID = "calibration"
+VERSION = 1
+SETTINGS = {key: generation.SETTINGS[key] for key in ("samples", "extractor", "allow_small")}
+NEEDS = "nothing"
+
+
+def check(settings: dict) -> None:
+    """Refuse what `generation` refuses."""
+    generation.check(generation.SETTINGS | settings | {"reference": settings["samples"]})
+
+
+def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:
+    """Return every metric of `generation` for every set, `<set>_<metric>`.
+
+    Where the test split is closed, validation images stand in its place.
+    """
+    extractor = extractors.named(settings["extractor"])
+    train = subject.images("train")
+    reference, sets = calibration.sets(
+        train,
+        subject.features.train_labels.numpy(),
+        subject.images("test" if subject.test else "validation"),
+        count=settings["samples"],
+        seed=stream(seed, "evaluate", ID, 0),
+    )
+    real = generation.seen(extractor, reference, subject)
+    held = subject.images("validation")
+    near = generation.seen(extractor, held, subject)
+    metrics, scores, stamps = {}, {}, []
+    for name, images in sets.items():
+        drawn = generation.seen(extractor, images, subject)
+        found, said = generation.measure(drawn, real, seed=seed)
+        copied = generation.copies(images, train, held, subject, seed)
+        found["memorisation"] = 100.0 * copied.auc
+        metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
+        stamps += [f"{name}: {remark}" for remark in said]
+        count = min(len(near), len(drawn))
+        scores[f"{name}_kid"] = generation.KID_SCALE * kernel.distance(drawn[:count], near[:count])
+        scores[f"{name}_fd"] = frechet.distance(drawn[:count], near[:count])
+    chosen = {"extractor_sha256": extractor.sha256}
+    return Evaluation(metrics if subject.test else {}, scores, chosen, stamps=tuple(stamps))

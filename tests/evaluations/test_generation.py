@@ -1,0 +1,138 @@
+"""Generation and calibration on squares, by pixels: sets whose quality is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from subjects import CLASSES, SIZE, subject
+
+from bench import evaluations, features, judge
+from bench.data import Dataset
+from bench.errors import UserError
+from bench.evaluations import Evaluation, Subject
+from bench.sampling import Samples
+
+SETTINGS = {"samples": 120, "reference": 120, "extractor": "pixels", "allow_small": True}
+PROTOCOL = evaluations.protocol("generation", SETTINGS)
+
+
+def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return uint8 (N, 1, 16, 16) and labels: where a square lies, give or take, is its class."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    labels = np.arange(count) % CLASSES
+    images = generator.normal(60, 15, (count, 1, SIZE, SIZE))
+    for image, label in zip(images, labels, strict=True):
+        top, left = np.array(divmod(label, 3)) * (7, 5) + generator.integers(0, 3, 2)
+        image[0, top : top + 5, left : left + 4] += generator.uniform(80, 150)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def data(train: int = 480, validation: int = 240, test: int = 240) -> Dataset:
+    sizes = {"train": train, "val": validation, "test": test}
+    parts = {name: squares(count, seed) for seed, (name, count) in enumerate(sizes.items(), 1)}
+    return Dataset(
+        "squares",
+        {split: images for split, (images, _) in parts.items()},
+        {split: labels for split, (_, labels) in parts.items()},
+        tuple("abcdef"),
+        "made here",
+        "made here",
+        sha256="",
+    )
+
+
+@pytest.fixture(scope="module")
+def judged() -> Subject:
+    return subject(data=data())
+
+
+def measured(judged: Subject, images: np.ndarray, labels: np.ndarray | None = None) -> Evaluation:
+    shown = np.repeat(images, 3, axis=1)
+    drawn = Samples(shown, labels, {"steps": 3})
+    return PROTOCOL.evaluate(replace(judged, samples={PROTOCOL.hash: drawn}), 0)
+
+
+def test_other_images_of_the_same_kind_are_near_and_no_copies(judged: Subject) -> None:
+    found = measured(judged, squares(120, 9)[0])
+    assert found.metrics["kid_low"] < 0 < found.metrics["kid_high"]
+    assert 35 < found.metrics["memorisation"] < 65  # sd of chance: 3.2 points
+    assert not [stamp for stamp in found.stamps if "memorised" in stamp]
+    assert found.chosen["sampling"] == {"steps": 3}
+    noise = np.random.default_rng(0).integers(0, 256, (120, 1, 16, 16), dtype=np.uint8)
+    worse = measured(judged, noise)
+    for metric in ("kid", "fd"):
+        assert worse.metrics[metric] > found.metrics[metric]
+        assert worse.validation[metric] > found.validation[metric]
+
+
+def test_one_class_is_far_and_recalls_little(judged: Subject) -> None:
+    every, one = squares(120, 9)[0], squares(120 * CLASSES, 9)[0][::CLASSES]
+    whole, narrow = measured(judged, every), measured(judged, one)
+    assert narrow.metrics["kid_low"] > whole.metrics["kid"]
+    assert narrow.metrics["recall"] < whole.metrics["recall"] / 2
+
+
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_copied_training_images_are_found(judged: Subject, share: float) -> None:
+    images = squares(120, 9)[0]
+    count = int(share * len(images))
+    images[:count] = judged.images("train")[:count, :, :, ::-1]  # mirrored: copies all the same
+    found = measured(judged, images)
+    assert found.chosen["copies"]["leading"] >= count
+    assert any("memorised" in stamp for stamp in found.stamps)
+
+
+def test_a_prototype_per_class_passes_the_first_measure_and_fails_the_second(
+    judged: Subject,
+) -> None:
+    asked = np.arange(120) % CLASSES
+    varied, labels = squares(120, 9)
+    assert (labels == asked).all()
+    prototypes = varied[:CLASSES][asked]
+    honest, collapsed = measured(judged, varied, asked), measured(judged, prototypes, asked)
+    shuffled = measured(judged, varied, np.roll(asked, 1))
+    assert honest.metrics["class_accuracy"] > 60
+    assert shuffled.metrics["class_accuracy"] < 30
+    scores = [f.metrics["classification_accuracy_score"] for f in (honest, collapsed)]
+    assert scores[0] > scores[1] + 15
+
+
+def test_a_closed_test_split_gives_validation_scores_alone() -> None:
+    closed = subject(data=data(), test=False)
+    found = measured(closed, squares(120, 9)[0])
+    assert not found.metrics
+    assert set(found.validation) == {"kid", "fd"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"samples": 50, "reference": 50}, "50 samples: a distance needs at least 1000"),
+        ({"samples": 2000, "reference": 1000}, "2000 samples against 1000 reference images"),
+        ({"extractor": "inceptoin"}, "did you mean inception"),
+        ({"samples": 10, "reference": 10, "allow_small": True}, "at least 20"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(settings: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        evaluations.protocol("generation", {"extractor": "pixels"} | settings)
+
+
+def test_calibration_tells_good_sets_from_bad_ones() -> None:
+    judged = subject(data=data(train=1200, validation=120))
+    seen = features.raw_pixels(judged.dataset, judged.split)
+    floor = replace(judged, features=seen, load=None)
+    protocol = evaluations.protocol(
+        "calibration", {"samples": 120, "extractor": "pixels", "allow_small": True}
+    )
+    assert not protocol.applies(judged)
+    (entry,) = judge.all_entries([protocol, PROTOCOL], floor, 0).values()
+    found = entry["metrics"]
+    assert found["one_class_kid"] > found["train_half_kid"] + 50
+    for bad in ("one_class", "noise"):
+        assert found[f"{bad}_fd"] > 1.2 * found["train_half_fd"], bad
+    assert found["copied_fd"] < 1e-6 < found["train_half_fd"]
+    assert found["copied_memorisation"] > 99
+    assert found["test_memorisation"] < 60

@@ -1,0 +1,116 @@
+"""A generator from `bench run` to its numbers: drawn once, drawn again otherwise, or refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_runs
+from test_defects import carry_out, defect
+
+from bench import results
+from bench.plan import RunSpec
+from bench.sampling import file_name
+
+GAN = str(Path(__file__).parent / "own_loop_gan.py")
+SETTINGS = {"samples": 30, "reference": 30, "extractor": "pixels", "allow_small": True}
+
+
+def planned(plugin: str, folder: Path, **settings: Any) -> RunSpec:
+    (spec,) = small_runs.specs([plugin], folder, steps=5)
+    entry = {"name": "generation", "overrides": SETTINGS | settings}
+    return replace(spec, evaluations=[*spec.evaluations, entry])
+
+
+def entry(result: results.Result) -> tuple[str, results.EvaluationEntry]:
+    return next((key, e) for key, e in result.evaluations.items() if e.id == "generation")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generating")
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> results.Result:
+    return carry_out([planned(GAN, folder)], folder / "runs")["own_loop_gan"]
+
+
+def test_samples_are_drawn_kept_and_measured(folder: Path, first: results.Result) -> None:
+    assert first.status == "done", first.reason
+    key, measured = entry(first)
+    name = file_name(key)
+    images = np.load(folder / "runs" / first.run_id / name)
+    assert (images.dtype, images.shape) == (np.uint8, (30, 3, 16, 16))
+    assert images.std() > 0
+    assert set(first.artifacts) == {"backbone.safetensors", name}
+    assert measured.chosen["sampling"] == {"scale": 1.0}
+    assert {"kid", "fd", "precision", "recall", "memorisation"} <= set(measured.metrics)
+    assert first.cost.sampling_seconds > 0
+    sheets = folder / "runs" / first.run_id / "sheets"
+    assert {path.name for path in sheets.iterdir()} == {"samples.png", "neighbours.png"}
+
+
+def test_other_sampling_settings_reuse_the_training(folder: Path, first: results.Result) -> None:
+    place = folder / "runs" / first.run_id
+    before = (place / "metrics.jsonl").read_bytes()
+    old_key, _ = entry(first)
+    old = np.load(place / file_name(old_key))
+    (folder / "runs" / "results" / first.track / f"{first.run_id}.json").unlink()
+    spec = planned(GAN, folder, sampling={"scale": 0.25, "steps": 7})
+    again = carry_out([spec], folder / "runs")["own_loop_gan"]
+    key, measured = entry(again)
+    assert (again.run_id, again.attempts) == (first.run_id, 2)
+    assert key != old_key
+    assert measured.chosen["sampling"] == {"scale": 0.25}  # it has no steps
+    assert again.artifacts["backbone.safetensors"] == first.artifacts["backbone.safetensors"]
+    assert again.cost.train_seconds == first.cost.train_seconds
+    assert (place / "metrics.jsonl").read_bytes() == before
+    assert (np.load(place / file_name(key)) != old).any()
+
+
+def test_the_same_samples_come_from_the_same_run(folder: Path, first: results.Result) -> None:
+    again = carry_out([planned(GAN, folder)], folder / "elsewhere")["own_loop_gan"]
+    assert again.artifacts == first.artifacts
+    assert entry(again)[1].metrics == entry(first)[1].metrics
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("torch.full((num_images, 3, 16, 16), float('nan'))", "are not finite"),
+        ("torch.zeros(num_images - 1, 3, 16, 16)", "expected (30, 3, 16, 16)"),
+        ("255 * torch.rand(num_images, 3, 16, 16)", "expected [-1, 1]"),
+    ],
+)
+def test_a_generator_of_no_images_is_invalid(tmp_path: Path, body: str, reason: str) -> None:
+    source = Path(defect("copies_training")).read_text()
+    start = source.index("    images = model.seen[")
+    (tmp_path / "broken.py").write_text(f"{source[:start]}    return {body}\n")
+    result = carry_out([planned(str(tmp_path / "broken.py"), tmp_path)], tmp_path / "runs")[
+        "broken"
+    ]
+    assert result.status == "invalid"
+    assert reason in result.reason
+    assert not result.evaluations
+
+
+def test_returned_training_images_are_marked(tmp_path: Path) -> None:
+    spec = planned(defect("copies_training"), tmp_path)
+    result = carry_out([spec], tmp_path / "runs")["copies_training"]
+    measured = entry(result)[1]
+    assert measured.metrics["memorisation"] > 99
+    assert any("memorised: 30 of 30" in stamp for stamp in measured.stamps)
+
+
+def test_a_method_that_draws_nothing_has_no_entry(tmp_path: Path) -> None:
+    (good,) = small_runs.hostile("good")
+    result = carry_out([planned(good, tmp_path)], tmp_path / "runs")["good"]
+    assert result.status == "done"
+    assert [e.id for e in result.evaluations.values()] == ["knn"]
+    outcome = json.loads((tmp_path / "runs" / result.run_id / "outcome.json").read_text())
+    assert outcome["outcome"]["samples"] == {}
