@@ -44,6 +44,13 @@ selecting = joined(
     click.option("--epochs", type=POSITIVE, help="Another budget."),
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
     click.option("--limit", type=POSITIVE, help="Only the first N training images."),
+    click.option(
+        "--samples", type=POSITIVE, help="Images that generators draw, and their reference."
+    ),
+    click.option("--allow-small", is_flag=True, help="Fewer than 1,000; the columns say so."),
+    click.option(
+        "--sampling", multiple=True, metavar="FIELD=V", help="Generators' other samplers."
+    ),
     click.option("--seeds", help="3 is 0, 1, 2; 0,1,2 is a list. Default: the track's first 3."),
     click.option("--set", "settings", multiple=True, metavar="METHOD.FIELD=V", help="A variant."),
     click.option(

@@ -214,6 +214,24 @@ def parse_counts(texts: Iterable[str], methods: Iterable[str]) -> dict[str, int]
     return found
 
 
+def parse_sampling(texts: Iterable[str]) -> dict[str, Any]:
+    """Return {field: value} from `FIELD=VALUE`; a value is JSON where it can be, else text.
+
+    Raises:
+        UserError: the text has another form, or sets a field twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        match = re.fullmatch(r"([a-z_][a-z0-9_]*)=(.+)", text)
+        if not match or match[1] in found:
+            raise UserError(f"--sampling {text!r}: expected FIELD=VALUE, each field once")
+        try:
+            found[match[1]] = json.loads(match[2])
+        except ValueError:
+            found[match[1]] = match[2]
+    return found
+
+
 def variant(config: Mapping[str, Any], standard: Mapping[str, Any]) -> str:
     """Return what differs from the track's recipe, `temperature=0.5, head=none`, or nothing."""
     changed = {name: value for name, value in config.items() if value != standard[name]}

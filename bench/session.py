@@ -190,7 +190,7 @@ def tuned(
 def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str]:
     """Return title and description of a changed track: the standard ones are true no longer."""
     changes = ", ".join(
-        f"{name.replace('_', ' ')} {data_name(value) if name == 'dataset' else value}"
+        f"{name.replace('_', ' ')} {_word(name, value)}"
         for name, value in sorted(overrides.items())
         if value is not None
     )
@@ -200,6 +200,12 @@ def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str
             f"Ad-hoc track: {standard.id} with {changes}. Its rows stand beside no others."
         ),
     }
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={item}" for key, item in sorted(value.items()))
+    return data_name(value) if name == "dataset" else str(value)
 
 
 def with_source(spec: RunSpec, source: str) -> RunSpec:

@@ -19,6 +19,7 @@ from bench.identity import canonical_json, digest
 
 SHIPPED = Path(__file__).parent / "tracks"
 USUAL_METRICS = {"linear_probe": "best_top1", "linear_raw": "best_top1", "few_labels": "k10_top1"}
+GENERATION, CALIBRATION = "generation", "calibration"
 PATCH_MODELS = re.compile(r"(test_)?(vit|deit3?|beit(v2)?|eva(02)?)(_|$)")  # timm's names
 
 
@@ -224,11 +225,15 @@ def override(
     limit: int | None = None,
     precision: str | None = None,
     threads: int | None = None,
+    samples: int | None = None,
+    allow_small: bool | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Track:
     """Return the track with parts replaced; unless nothing changes, its id becomes `name~<6 hex>`.
 
     A new backbone is taken without the old one's arguments. A convolutional one keeps the track's
-    stem; a vision transformer has patches of an eighth of the image's side instead.
+    stem; a vision transformer has patches of an eighth of the image's side instead. `samples`,
+    `allow_small` and `sampling` are settings of what the track measures generators by.
 
     Raises:
         UserError: a value is out of its range.
@@ -244,6 +249,7 @@ def override(
     ):
         if value is not None:
             (content[table] if table else content)[key] = value
+    _override_generation(track.id, content["evaluations"], samples, allow_small, sampling)
     if backbone is not None and backbone != track.backbone["name"]:
         patches = {"patch_size": max(1, content["data"]["image_size"] // 8)}
         content["backbone"] |= (
@@ -254,6 +260,35 @@ def override(
     if epochs is not None:
         content["budget"] = {"epochs": epochs}
     return _track(track.id.partition("~")[0], content, "options")
+
+
+def _override_generation(
+    track: str,
+    evaluations: dict[str, dict[str, Any]],
+    samples: int | None,
+    allow_small: bool | None,
+    sampling: Mapping[str, Any] | None,
+) -> None:
+    """Change the settings of the protocols over samples in place."""
+    given = {
+        name: value
+        for name, value in (
+            ("samples", samples),
+            ("reference", samples),
+            ("allow_small", allow_small),
+            ("sampling", dict(sampling) if sampling else None),
+        )
+        if value
+    }
+    if given and GENERATION not in evaluations:
+        raise UserError(
+            f"track {track} measures no samples; --samples, --allow-small and --sampling are for "
+            f"tracks with [evaluations.{GENERATION}]"
+        )
+    for name, known in ((GENERATION, tuple(given)), (CALIBRATION, ("samples", "allow_small"))):
+        if name in evaluations:
+            own = {key: value for key, value in given.items() if key in known}
+            evaluations[name] = evaluations[name] | own
 
 
 def pin_data(track: Track, facts: Mapping[str, Any]) -> Track:

@@ -97,10 +97,12 @@ def worker(run_dir: Path) -> int:
 def _prepare(options: dict[str, Any]) -> Any:
     """Return the session of the options, or None if no requested plugin could be loaded."""
     from bench import session
-    from bench.plan import parse_counts
+    from bench.plan import parse_counts, parse_sampling
 
     keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit")
-    overrides = {key: options[key] for key in (*keys, "precision", "threads")}
+    overrides = {key: options[key] for key in (*keys, "precision", "threads", "samples")}
+    overrides["allow_small"] = options["allow_small"] or None
+    overrides["sampling"] = parse_sampling(options["sampling"]) or None
     options["device"] = device_of(options["device"])
     kept = ("plugins", "track", "seeds", "settings", "device", "processes", "on_bad_image")
     given = {key: options[key] for key in (*kept, "runs_dir", "leaderboards_dir")}
