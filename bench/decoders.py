@@ -1,13 +1,86 @@
-"""A convolutional decoder: from a small map to an image of any size."""
+"""From a backbone's maps to a map of latents, and from a small map to an image of any size."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.unet import ResidualBlock, group_norm
+from bench.backbones import stage_maps
+from bench.errors import Unsupported
+from bench.unet import ResidualBlock, group_norm, map_shapes
+
+ENCODERS = ("conv", "vit")
+
+
+class MapEncoder(nn.Module):
+    """Images to a map (B, outputs, side, side) that is read from all stages of a backbone.
+
+    An expanding path joins the stages' maps from the smallest up to the side that is asked for.
+    Larger maps come before these in the backbone, and are left to it.
+
+    Args:
+        side: of the map; the maps' own, where they are all of one side as a ViT's are.
+        width: channels of the expanding path.
+        kind: conv or vit, what the backbone must be.
+
+    Attributes:
+        side: of the map that is returned.
+
+    Raises:
+        Unsupported: the backbone gives no maps, or is not of this kind.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int,
+        *,
+        side: int,
+        outputs: int,
+        width: int,
+        kind: str = "conv",
+    ) -> None:
+        super().__init__()
+        shapes = map_shapes(backbone, image_size)
+        flat = len({own for _, own in shapes}) == 1
+        if flat != (kind == "vit"):
+            raise Unsupported(
+                f"encoder {kind!r} on {type(backbone).__name__}; expected "
+                f"{'vit where' if flat else 'conv where'} maps of {image_size} px images have "
+                f"sides {', '.join(str(own) for _, own in shapes)}"
+            )
+        self.backbone = backbone
+        self.side = shapes[0][1] if flat else side
+        self.used = [i for i, (_, own) in enumerate(shapes) if own <= self.side][::-1]
+        if not self.used:
+            self.used = [len(shapes) - 1]
+        last, *others = (shapes[i][0] for i in self.used)
+        self.inlet = nn.Conv2d(last, width, 1)
+        self.joins = nn.ModuleList(ResidualBlock(width + maps, width) for maps in others)
+        self.out = nn.Sequential(
+            ResidualBlock(width, width),
+            group_norm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, outputs, 3, padding=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = list(stage_maps(self.backbone, images).values())
+        last, *others = (maps[i] for i in self.used)
+        x = self.inlet(last)
+        for join, skip in zip(self.joins, others, strict=True):
+            x = join(torch.cat([_resized(x, skip.shape[-1]), skip], dim=1))
+        return self.out(_resized(x, self.side))
+
+
+def _resized(x: Tensor, side: int) -> Tensor:
+    """Return maps repeated, or averaged, to another side."""
+    if x.shape[-1] > side:
+        return F.adaptive_avg_pool2d(x, side)
+    return x if x.shape[-1] == side else F.interpolate(x, size=(side, side), mode="nearest")
 
 
 class Decoder(nn.Module):
@@ -43,9 +116,7 @@ class Decoder(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         x = self.inlet(maps)
         for side, level in zip(self.sides, self.levels, strict=True):
-            if x.shape[-1] != side:
-                x = F.interpolate(x, size=(side, side), mode="nearest")
-            x = level(x)
+            x = level(_resized(x, side))
         return self.out(x)
 
 

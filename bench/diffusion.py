@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.likelihoods import discretised_normal, kl_normal
 
@@ -166,6 +166,26 @@ def check_sampling(sampler: str, steps: int, eta: float, variance: str) -> None:
         raise ValueError(f"eta is {eta}; expected 0 to 1")
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How `denoise` samples. DDIM in 50 steps; the paper's is ancestral in 1,000.
+
+    Attributes:
+        sampler: ancestral (Algorithm 2 of Ho et al., over the visited steps) or ddim.
+        steps: how many of the schedule's steps are visited.
+        eta: for ddim, 0 to 1: how much fresh noise.
+        variance: for ancestral, fixedlarge or fixedsmall.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+    variance: str = "fixedlarge"
+
+    def __post_init__(self) -> None:
+        check_sampling(self.sampler, self.steps, self.eta, self.variance)
+
+
 def course(schedule: Schedule, steps: int) -> list[int]:
     """Return the steps that a sampler visits, evenly from the last to 0; all if `steps` is more.
 
@@ -212,6 +232,13 @@ def denoise(
         yield x
 
 
+def pure_noise(network: nn.Module, num_images: int, channels: int, side: int) -> Tensor:
+    """Return x_T, (num_images, channels, side, side), of the network's type and on its device."""
+    weight = next(network.parameters())
+    shape = (num_images, channels, side, side)
+    return torch.randn(shape, dtype=weight.dtype, device=weight.device)
+
+
 def sample(
     predict: Predict,
     schedule: Schedule,
@@ -241,16 +268,20 @@ def strip(
     start: Tensor,
     *conditions: Tensor,
     columns: int = 9,
-    **settings: float | str | bool,
+    clip: bool = True,
+    **settings: float | str,
 ) -> Tensor:
-    """Return noise on its way to an image, in [-1, 1]: (B, columns, C, H, W), evenly over steps.
+    """Return noise on its way to an image: (B, columns, C, H, W), evenly over the steps.
 
     Args:
+        clip: as for `denoise`, and what is returned is in [-1, 1].
         settings: as `denoise` takes them.
     """
-    chain = [start, *denoise(predict, schedule, start, *conditions, **settings)]
+    steps = denoise(predict, schedule, start, *conditions, clip=clip, **settings)
+    chain = [start, *steps]
     chosen = torch.linspace(0, len(chain) - 1, min(columns, len(chain))).round().long().tolist()
-    return torch.stack([chain[i] for i in chosen], dim=1).clamp(-1, 1)
+    found = torch.stack([chain[i] for i in chosen], dim=1)
+    return found.clamp(-1, 1) if clip else found
 
 
 def noise_loss(

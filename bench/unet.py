@@ -10,6 +10,7 @@ Ronneberger et al., MICCAI 2015.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,21 @@ def sinusoids(t: Tensor, width: int) -> Tensor:
     steps = torch.arange(half, device=t.device, dtype=torch.float32)
     angles = t.float()[:, None] * torch.exp(-math.log(10000) / (half - 1) * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Denoiser(nn.Module):
+    """A U-Net and the time's embedding: predicts the noise in (B, C, H, W) at steps (B,).
+
+    Args:
+        unet: takes an embedding of 4 * `width` features.
+    """
+
+    def __init__(self, unet: nn.Module, width: int) -> None:
+        super().__init__()
+        self.time, self.unet = TimeEmbedding(width, 4 * width), unet
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        return self.unet(noisy, self.time(t))
 
 
 class ResidualBlock(nn.Module):
@@ -173,7 +189,7 @@ class UNet(nn.Module):
         width: of the first level; `multipliers` of it at each, the size halved between them.
         blocks: residual blocks of a level on the way down; one more on the way up.
         attention: side of the maps that attention follows.
-        embedding: features of the embedding.
+        embedding: features of the embedding; four times `width` in the paper.
     """
 
     def __init__(
@@ -242,38 +258,54 @@ def check_network(kind: str) -> None:
         raise ValueError(f"network is {kind!r}; expected {' or '.join(NETWORKS)}")
 
 
-def noise_network(
-    kind: str,
-    backbone: nn.Module,
-    image_size: int,
-    *,
-    width: int,
-    embedding: int,
-    multipliers: tuple[int, ...],
-    blocks: int,
-    attention: int,
-    dropout: float,
-) -> nn.Module:
-    """Return the network of images that a method's configuration names.
+class NetworkConfig(Protocol):
+    """What a method's configuration says of its network; see `UNet`.
 
-    Args:
-        kind: "backbone" for `BackboneUNet`, which takes neither multipliers nor blocks; "paper" for
-            `UNet`, which takes no backbone.
+    Attributes:
+        network: "backbone" for `BackboneUNet`, which has no use for multipliers and blocks; "paper"
+            for `UNet`, which has none for the backbone. Read by `noise_network` alone.
+    """
+
+    network: str
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    attention: int
+    dropout: float
+
+
+def noise_network(config: NetworkConfig, backbone: nn.Module, image_size: int) -> nn.Module:
+    """Return the U-Net of images that a method's configuration names.
 
     Raises:
-        ValueError: another kind.
+        ValueError: config.network is of no known kind.
         Unsupported: the backbone gives no maps.
     """
-    shared = {
-        "width": width,
-        "embedding": embedding,
-        "attention": attention,
-        "dropout": dropout,
-    }
-    check_network(kind)
-    if kind == "backbone":
-        return BackboneUNet(backbone, image_size, **shared)
-    return UNet(3, image_size, multipliers=multipliers, blocks=blocks, **shared)
+    check_network(config.network)
+    if config.network == "paper":
+        return paper_unet(config, 3, image_size)
+    return BackboneUNet(
+        backbone,
+        image_size,
+        width=config.width,
+        embedding=4 * config.width,
+        attention=config.attention,
+        dropout=config.dropout,
+    )
+
+
+def paper_unet(config: NetworkConfig, channels: int, size: int) -> UNet:
+    """Return the U-Net of a method's configuration, for (B, channels, size, size)."""
+    return UNet(
+        channels,
+        size,
+        width=config.width,
+        multipliers=config.multipliers,
+        blocks=config.blocks,
+        attention=config.attention,
+        dropout=config.dropout,
+        embedding=4 * config.width,
+    )
 
 
 def map_shapes(backbone: nn.Module, image_size: int) -> list[tuple[int, int]]:

@@ -14,21 +14,22 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bench import Engine, MethodCard, hookimpl
 from bench.augment import horizontal_flip, identity
 from bench.diffusion import (
+    Sampling,
     bound_weights,
     check_sampling,
     linear_schedule,
     noise_loss,
+    pure_noise,
     sample,
     strip,
 )
 from bench.layers import ema_momentum, ema_update, group_batch_norm
-from bench.unet import TimeEmbedding, check_network, noise_network
+from bench.unet import Denoiser, check_network, noise_network
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Config:
     attention: int = 16  # side of the maps that attention follows
     dropout: float = 0.1
     steps: int = 1000  # T
-    first_beta: float = 1e-4
-    last_beta: float = 0.02
+    betas: tuple[float, float] = (1e-4, 0.02)  # of the first and the last step
     weighting: str = "simple"  # Eq. 14; "bound" is Eq. 12
     variance: str = "fixedlarge"  # of the bound that is weighted; the source's choice
     ema: float = 0.9999  # momentum per step of the weights that sample
@@ -63,6 +63,8 @@ class Config:
             raise ValueError(f"weighting is {self.weighting!r}; expected simple or bound")
 
 
+PAPER = replace(Config(), network="paper")
+
 # 3 epochs of a 0.3M-parameter ResNet at 32 px.
 SMALL = replace(
     Config(),
@@ -80,52 +82,18 @@ SMALL = replace(
 SMALL_COLOR = replace(SMALL, flip=True)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """DDIM in 50 steps (Song et al. 2021); the paper is "ancestral" in 1,000.
-
-    `eta` is for ddim, `variance` for ancestral.
-    """
-
-    sampler: str = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    variance: str = "fixedlarge"
-
-    def __post_init__(self) -> None:
-        check_sampling(self.sampler, self.steps, self.eta, self.variance)
-
-
-class Denoiser(nn.Module):
-    """The network that predicts the noise in (B, 3, H, W) at steps (B,)."""
-
-    def __init__(self, backbone: nn.Module, config: Config, image_size: int) -> None:
-        super().__init__()
-        features = 4 * config.width
-        names = ("width", "multipliers", "blocks", "attention", "dropout")
-        settings = {name: getattr(config, name) for name in names}
-        self.time = TimeEmbedding(config.width, features)
-        self.unet = noise_network(
-            config.network, backbone, image_size, embedding=features, **settings
-        )
-
-    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
-        return self.unet(noisy, self.time(t))
-
-
 class DDPM(nn.Module):
     """The network that is trained, and the moving average of it that samples."""
 
-    def __init__(
-        self, backbone: nn.Module, config: Config, engine: Engine, momentum: float
-    ) -> None:
+    def __init__(self, backbone: nn.Module, config: Config, engine: Engine) -> None:
         super().__init__()
-        self.backbone, self.image_size, self.momentum = backbone, engine.image_size, momentum
-        self.network = Denoiser(backbone, config, engine.image_size)
+        epoch = engine.num_images // engine.batch_size  # steps
+        self.momentum = ema_momentum(config.ema, config.ema_half_life_epochs, epoch)
+        self.backbone, self.image_size = backbone, engine.image_size
+        unet = noise_network(config, backbone, engine.image_size)
+        self.network = Denoiser(unet, config.width)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.schedule = linear_schedule(
-            config.steps, config.first_beta, config.last_beta, device=engine.device
-        )
+        self.schedule = linear_schedule(config.steps, *config.betas, device=engine.device)
         weighted = config.weighting == "bound"
         self.weights = bound_weights(self.schedule, config.variance) if weighted else None
 
@@ -135,11 +103,6 @@ class DDPM(nn.Module):
 
     def after_step(self) -> None:
         ema_update(self.average, self.network, self.momentum)
-
-    def noise(self, num_images: int) -> Tensor:
-        """Return x_T, of the type and on the device of the weights."""
-        weight, size = next(self.average.parameters()), self.image_size
-        return torch.randn(num_images, 3, size, size, dtype=weight.dtype, device=weight.device)
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -155,11 +118,7 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/2006.11239",
         family="diffusion",
         defaults=Config(),
-        recipes={
-            "small": SMALL,
-            "small_color": SMALL_COLOR,
-            "paper": replace(Config(), network="paper"),
-        },
+        recipes={"small": SMALL, "small_color": SMALL_COLOR, "paper": PAPER},
         search={
             "lr": ("log_uniform", 2e-4, 4e-3),
             "dropout": ("choice", 0.0, 0.1),
@@ -172,9 +131,7 @@ def describe() -> MethodCard:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    epoch = engine.num_images // engine.batch_size  # steps
-    momentum = ema_momentum(config.ema, config.ema_half_life_epochs, epoch)
-    model = DDPM(group_batch_norm(backbone), config, engine, momentum)
+    model = DDPM(group_batch_norm(backbone), config, engine)
     views = (horizontal_flip() if config.flip else identity,)
     engine.fit(model, views=views, after_step=model.after_step, **recipe(config))
     engine.settle(backbone)
@@ -183,12 +140,14 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
 
 @hookimpl
 def generate(model: DDPM, num_images: int, labels: Tensor | None, sampling: Sampling) -> Tensor:
-    network, start = model.average.eval(), model.noise(num_images)
+    network = model.average.eval()
+    start = pure_noise(network, num_images, 3, model.image_size)
     return sample(network, model.schedule, start, **vars(sampling))
 
 
 @hookimpl
 def picture(model: DDPM, engine: Engine, sampling: Sampling) -> dict[str, Tensor]:
     """Return noise on its way to images, a row each."""
-    network, start = model.average.eval(), model.noise(8)
+    network = model.average.eval()
+    start = pure_noise(network, 8, 3, model.image_size)
     return {"denoising": strip(network, model.schedule, start, **vars(sampling))}

@@ -149,7 +149,7 @@ def test_unknown_choices_are_refused_in_one_line(field, said) -> None:
 
 def test_defaults_are_the_paper_s() -> None:
     config = ddpm.Config()
-    assert (config.steps, config.first_beta, config.last_beta) == (1000, 1e-4, 0.02)
+    assert (config.steps, *config.betas) == (1000, 1e-4, 0.02)
     assert (config.lr, config.ema, config.dropout, config.max_grad_norm) == (2e-4, 0.9999, 0.1, 1)
     assert round(config.warmup_epochs * (50_000 // 128)) == pytest.approx(5000, abs=10)
 
