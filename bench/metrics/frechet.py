@@ -24,6 +24,7 @@ from bench.metrics import pair
 
 _EPS = torch.finfo(torch.float64).eps
 _ROUNDING = 1e-9  # of the traces: what the roots of the eigenvalues may be wrong by
+_BLOCK = 256  # columns of a triangular matrix multiplied at a time
 _NEGATIVE = 1e-9  # of the traces: below minus this a distance is an error, not rounding
 
 
@@ -40,38 +41,65 @@ def distance(samples: Tensor, reference: Tensor) -> float:
     """
     x, y = pair(samples, reference)
     means = x.mean(0), y.mean(0)
-    x, y = (
-        (rows - mean) / math.sqrt(len(rows) - 1) for rows, mean in zip((x, y), means, strict=True)
-    )
-    spread = float(x.square().sum() + y.square().sum())  # tr S1 + tr S2
+    x, y = x - means[0], y - means[1]
+    degrees = len(x) - 1, len(y) - 1
+    spread = sum(float(f.square().sum()) / n for f, n in zip((x, y), degrees, strict=True))
     between = float((means[0] - means[1]).square().sum())
     if not math.isfinite(spread + between):
         raise ValueError("features are too large: their variance is not finite in float64")
-    found = between + spread - 2 * _shared(x, y, spread)
+    found = between + spread - 2 * _shared(x, y, degrees, spread)
     if not found >= -_NEGATIVE * spread:
         raise ArithmeticError(f"the Frechet distance came out at {found:g}, traces {spread:g}")
     return max(found, 0.0)
 
 
-def _shared(x: Tensor, y: Tensor, spread: float) -> float:
-    """Return the trace of (S1 S2)^(1/2), S1 = x^T x (D, D) and S2 = y^T y."""
-    if min(len(x), len(y)) > x.shape[1]:
-        found, error = _by_eigenvalues(x, y)
-        if error <= _ROUNDING * spread:
-            return found
+def _shared(x: Tensor, y: Tensor, degrees: tuple[int, int], spread: float) -> float:
+    """Return the trace of (S1 S2)^(1/2) of centred features, N - 1 and M - 1 the degrees.
+
+    `spread`, tr S1 + tr S2, says what is precise.
+    """
+    if spread > 0 and min(len(x), len(y)) > x.shape[1]:
+        covariances = (_gram(f) / (n * spread) for f, n in zip((x, y), degrees, strict=True))
+        found, error = root_trace(*covariances)
+        if error <= _ROUNDING:
+            return found * spread
     x, y = (torch.linalg.qr(f, mode="r").R if len(f) > f.shape[1] else f for f in (x, y))
-    return float(torch.linalg.svdvals(x @ y.T).sum())
+    return float(torch.linalg.svdvals(x @ y.T).sum()) / math.sqrt(degrees[0] * degrees[1])
 
 
-def _by_eigenvalues(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Return the trace and a bound on its error, infinite where S1 is not positive definite."""
-    factor, info = torch.linalg.cholesky_ex(x.T @ x)
+def root_trace(s1: Tensor, s2: Tensor) -> tuple[float, float]:
+    """Return the trace of (S1 S2)^(1/2) and a bound on its error.
+
+    The error is infinite, and the trace 0, where S1 is not positive definite.
+
+    Args:
+        s1, s2: covariances (D, D) in float64.
+    """
+    factor, info = torch.linalg.cholesky_ex(s1)
     if int(info):
         return 0.0, math.inf
-    values = torch.linalg.eigvalsh(factor.T @ (y.T @ y) @ factor)
+    width = len(s1)
+    right = torch.empty_like(s1)  # S2 L, of an L that is nothing above its diagonal
+    for first in range(0, width, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        right[:, block] = s2[:, first:] @ factor[first:, block]
+    product = torch.zeros_like(s1)  # L^T S2 L, on and below the diagonal's blocks: all that is read
+    for first in range(0, width, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        product[block, : first + _BLOCK] = factor[first:, block].T @ right[first:, : first + _BLOCK]
+    values = torch.linalg.eigvalsh(product, UPLO="L")
     rounding = _EPS * float(values.abs().max())  # of each eigenvalue
     roots = values.clamp_min(rounding).sqrt()
     return float(values.clamp_min(0).sqrt().sum()), float((rounding / roots).sum())
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return x^T x (D, D) of rows (N, D); half of it is computed, and mirrored."""
+    product = x.new_zeros(x.shape[1], x.shape[1])
+    for first in range(0, x.shape[1], _BLOCK):
+        block = slice(first, first + _BLOCK)
+        product[block, : first + _BLOCK] = x[:, block].T @ x[:, : first + _BLOCK]
+    return product.tril() + product.tril(-1).T
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,30 @@ def test_it_is_scipy_s_square_root_on_full_rank_features() -> None:
     assert frechet.distance(x, y) == pytest.approx(by_square_root(x, y), rel=1e-8)
 
 
+def test_the_root_is_scipy_s_in_blocks_of_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.linalg import sqrtm
+
+    x, y = gaussian(300, 48, 0), gaussian(260, 48, 1, scale=1.4)
+    s1, s2 = (torch.cov(features.double().T) for features in (x, y))
+    exact = float(np.trace(sqrtm(s1.numpy() @ s2.numpy()).real))
+    whole = frechet.distance(x, y)
+    for block in (1, 7, 16, 48):
+        monkeypatch.setattr(frechet, "_BLOCK", block)
+        found, error = frechet.root_trace(s1, s2)
+        assert found == pytest.approx(exact, rel=1e-9)
+        assert error < 1e-9 * exact
+        assert frechet.distance(x, y) == pytest.approx(whole, rel=1e-9)
+
+
+def test_the_root_says_where_it_cannot_be_taken() -> None:
+    """Singular, and so nearly singular that roots of rounding would count."""
+    s2 = torch.eye(6, dtype=torch.float64)
+    for least, trusted in ((0.0, False), (1e-15, False), (1e-4, True)):
+        s1 = torch.diag(torch.tensor([1, 1, 1, 1, 1, least], dtype=torch.float64))
+        _, error = frechet.root_trace(s1, s2)
+        assert (error < 1e-9) == trusted
+
+
 def test_it_is_torch_fidelity_s() -> None:
     peer = pytest.importorskip("torch_fidelity.metric_fid")
     x, y = gaussian(300, 48, 0).double(), gaussian(260, 48, 1, scale=1.4).double()
@@ -118,6 +142,20 @@ def test_it_does_not_see_rotation_and_grows_with_the_square_of_scale() -> None:
     found = frechet.distance(x, y)
     assert frechet.distance(x @ turn + 5, y @ turn + 5) == pytest.approx(found, rel=1e-9)
     assert frechet.distance(3 * x, 3 * y) == pytest.approx(9 * found, rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [10, 200])
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_no_scale_overflows_or_vanishes(rows: int, scale: float) -> None:
+    x, y = gaussian(rows, 16, 0).double(), gaussian(rows, 16, 1, shift=1.0).double()
+    found = frechet.distance(scale * x, scale * y)
+    assert found == pytest.approx(scale**2 * frechet.distance(x, y), rel=1e-9)
+
+
+def test_constant_features_are_as_far_apart_as_their_means() -> None:
+    ones = torch.ones(20, 3)
+    assert frechet.distance(ones, 3 * ones) == 12
+    assert frechet.distance(ones, ones) == 0
 
 
 @pytest.mark.parametrize("rows", [10, 40, 400])
