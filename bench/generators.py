@@ -104,13 +104,20 @@ class ConvGenerator(nn.Module):
     Args:
         width: channels before the image; 128 in the paper, at 64 pixels.
         kind: of latents, normal or uniform.
+        gray: make one plane and show it as three, so that no colour has to be unlearned.
 
     Raises:
         Unsupported: see `first_side`.
     """
 
     def __init__(
-        self, latent_features: int, width: int, image_size: int, *, kind: str = "normal"
+        self,
+        latent_features: int,
+        width: int,
+        image_size: int,
+        *,
+        kind: str = "normal",
+        gray: bool = False,
     ) -> None:
         super().__init__()
         self.latent_features, self.latent_kind = latent_features, kind
@@ -125,11 +132,14 @@ class ConvGenerator(nn.Module):
         for before, after in pairwise(widths):
             layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False))
             layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-        layers += [nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1), nn.Tanh()]
+        layers += [
+            nn.ConvTranspose2d(widths[-1], 1 if gray else 3, 4, stride=2, padding=1),
+            nn.Tanh(),
+        ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.layers(latents)
+        return self.layers(latents).expand(-1, 3, -1, -1)
 
 
 class SelfAttention(nn.Module):

@@ -82,6 +82,7 @@ class Engine(Protocol):
         num_images: images in the training set.
         num_classes: classes of the labels if the card says `uses_labels`, else None.
         batch_size: source images per step over all processes.
+        gray: whether all images are gray: three equal channels, as views show them.
         device: where modules and batches live.
         progress: share of the budget that is spent, 0 to 1, by source images drawn.
     """
@@ -90,6 +91,7 @@ class Engine(Protocol):
     num_images: int
     num_classes: int | None
     batch_size: int
+    gray: bool
     device: torch.device
     progress: float
 

@@ -60,9 +60,12 @@ class Decoder(nn.Module):
 
     latent_kind = "uniform"  # Section 3.5
 
-    def __init__(self, latent_features: int, width: int, image_size: int) -> None:
+    def __init__(
+        self, latent_features: int, width: int, image_size: int, *, gray: bool = False
+    ) -> None:
         super().__init__()
         self.latent_features = latent_features
+        channels = 1 if gray else 3  # a plane shown as three: no colour has to be unlearned
         side, doublings = first_side(image_size)
         layers = [nn.Linear(latent_features, width * (2 * side) ** 2)]
         layers.append(nn.Unflatten(1, (width, 2 * side, 2 * side)))
@@ -70,10 +73,10 @@ class Decoder(nn.Module):
             layers += [nn.Upsample(scale_factor=2)] if level else []
             for _ in range(2):
                 layers += [nn.Conv2d(width, width, 3, padding=1), nn.ELU(inplace=True)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        return self.layers(vectors)
+        return self.layers(vectors).expand(-1, 3, -1, -1)
 
 
 class Autoencoder(nn.Module):
@@ -82,10 +85,12 @@ class Autoencoder(nn.Module):
     Its buffers: `balance`, k in [0, 1], and `shown`, real images of the last batch.
     """
 
-    def __init__(self, backbone: nn.Module, config: Config, image_size: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, config: Config, image_size: int, *, gray: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = Readout(backbone, config.latent_features, image_size)
-        self.decoder = Decoder(config.latent_features, config.width, image_size)
+        self.decoder = Decoder(config.latent_features, config.width, image_size, gray=gray)
         self.register_buffer("balance", torch.zeros(()))
         self.register_buffer("shown", torch.zeros(SHOWN, 3, image_size, image_size))
 
@@ -138,10 +143,10 @@ def rates(config: Config) -> dict[str, Any]:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    size = engine.image_size
-    maker = Decoder(config.latent_features, config.width, size)  # of one form, Section 3.5
+    size, gray = engine.image_size, engine.gray
+    maker = Decoder(config.latent_features, config.width, size, gray=gray)  # one form, Section 3.5
     generator = engine.prepare(maker, "generator")
-    judge = Autoencoder(fix_batch_norm(backbone), config, size)
+    judge = Autoencoder(fix_batch_norm(backbone), config, size, gray=gray)
     autoencoder = engine.prepare(judge, "autoencoder")
     descend = engine.optimizer(generator, name="generator", **rates(config))
     ascend = engine.optimizer(autoencoder, name="autoencoder", **rates(config))

@@ -42,7 +42,7 @@ class Config:
 
 # A few minutes of one core at 32 px: some hundred steps, so larger ones.
 SMALL = replace(
-    Config(), latent_features=50, width=32, discriminator_width=32, joint_features=256, lr=1e-3
+    Config(), latent_features=50, width=32, discriminator_width=32, joint_features=256, lr=5e-4
 )
 
 
@@ -57,11 +57,13 @@ class Players(nn.Module):
     The buffer `shown` has real images of the last batch.
     """
 
-    def __init__(self, backbone: nn.Module, config: Config, image_size: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, config: Config, image_size: int, *, gray: bool = False
+    ) -> None:
         super().__init__()
         features, width = config.latent_features, config.width
         self.encoder = Readout(backbone, features, image_size if config.encoder_map else None)
-        self.generator = ConvGenerator(features, width, image_size, kind="uniform")
+        self.generator = ConvGenerator(features, width, image_size, kind="uniform", gray=gray)
         self.register_buffer("shown", torch.zeros(SHOWN, 3, image_size, image_size))
 
     @property
@@ -131,7 +133,8 @@ def describe() -> MethodCard:
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     size = engine.image_size
-    together, judge = Players(backbone, config, size), JointDiscriminator(config, size)
+    together = Players(backbone, config, size, gray=engine.gray)
+    judge = JointDiscriminator(config, size)
     for module in (together.generator, judge):
         normal_init(module, config.init_std)
     players = engine.prepare(group_batch_norm(together), "players")

@@ -75,8 +75,8 @@ SMALL = replace(
     widths=(128, 64, 32, 16),
     attention_side=16,
     discriminator_steps=1,
-    generator_lr=1e-3,
-    discriminator_lr=1e-3,
+    generator_lr=5e-4,
+    discriminator_lr=5e-4,
     average_decay=0.98,
     average_start=50,
 )
@@ -96,7 +96,7 @@ class Sampling:
 class Generator(nn.Module):
     """Latents (B, Z) and labels (B,) to images (B, 3, H, H) in [-1, 1]."""
 
-    def __init__(self, config: Config, num_classes: int, image_size: int) -> None:
+    def __init__(self, config: Config, num_classes: int, image_size: int, gray: bool) -> None:
         super().__init__()
         side, doublings = first_side(image_size)
         if len(config.widths) != doublings + 1:
@@ -111,7 +111,7 @@ class Generator(nn.Module):
             before, after = config.widths[level : level + 2]
             attention = side * 2 ** (level + 1) == config.attention_side
             self.blocks.append(ConditionalBlock(before, after, condition, attention=attention))
-        norm, conv = nn.BatchNorm2d(after), nn.Conv2d(after, 3, 3, padding=1)
+        norm, conv = nn.BatchNorm2d(after), nn.Conv2d(after, 1 if gray else 3, 3, padding=1)
         self.outlet = nn.Sequential(norm, nn.ReLU(), conv, nn.Tanh())
         self.first_map = (config.widths[0], side, side)
 
@@ -121,7 +121,7 @@ class Generator(nn.Module):
         shared = self.shared(labels)
         for block, chunk in zip(self.blocks, others, strict=True):
             maps = block(maps, torch.cat([shared, chunk], dim=1))
-        return self.outlet(maps)
+        return self.outlet(maps).expand(-1, 3, -1, -1)
 
     def draw(self, count: int, truncation: float | None = None) -> tuple[Tensor, Tensor]:
         """Return latents (count, Z), see `truncated_normal`, and labels, every class as likely."""
@@ -153,7 +153,8 @@ def describe() -> MethodCard:
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     shape = engine.num_classes, engine.image_size
-    maker, judge = Generator(config, *shape), ProjectionDiscriminator(backbone, *shape)
+    maker = Generator(config, *shape, engine.gray)
+    judge = ProjectionDiscriminator(backbone, *shape)
     fix_batch_norm(backbone)
     for player in (maker, judge):
         normalise_spectra(INITIALISE[config.init](player))

@@ -56,7 +56,7 @@ class Config:
 
 
 # A few minutes of one core at 32 px: some hundred steps, so larger ones.
-SMALL = replace(Config(), width=32, discriminator_lr=5e-4, generator_lr=1e-3)
+SMALL = replace(Config(), width=32, discriminator_lr=2e-4, generator_lr=5e-4)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def rates(config: Config, lr: float) -> dict[str, Any]:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    size = engine.image_size
-    maker = ConvGenerator(config.latent_features, config.width, size, kind=config.latent_kind)
+    size, kind = engine.image_size, config.latent_kind
+    maker = ConvGenerator(config.latent_features, config.width, size, kind=kind, gray=engine.gray)
     judge = Discriminator(backbone, size if config.discriminator_map else None)
     for player in (maker, judge):
         group_batch_norm(normal_init(player, config.init_std))

@@ -53,8 +53,8 @@ SMALL = replace(
     generator_norm=True,
     width=512,
     optimizer="adam",
-    discriminator_lr=5e-4,
-    generator_lr=1e-3,
+    discriminator_lr=2e-4,
+    generator_lr=5e-4,
 )
 
 
@@ -68,27 +68,28 @@ class Generator(nn.Module):
 
     latent_kind = "normal"
 
-    def __init__(self, config: Config, image_size: int) -> None:
+    def __init__(self, config: Config, image_size: int, *, gray: bool = False) -> None:
         super().__init__()
         self.latent_features, hidden = config.latent_features, config.width
+        channels = 1 if gray else 3  # a plane shown as three: no colour has to be unlearned
         norms = [nn.BatchNorm1d(hidden) if config.generator_norm else nn.Identity() for _ in "01"]
         self.layers = nn.Sequential(
             *(nn.Linear(self.latent_features, hidden), norms[0], nn.ReLU(inplace=True)),
             *(nn.Linear(hidden, hidden), norms[1], nn.ReLU(inplace=True)),
-            nn.Linear(hidden, 3 * image_size**2),
+            nn.Linear(hidden, channels * image_size**2),
             nn.Sigmoid(),
-            nn.Unflatten(1, (3, image_size, image_size)),
+            nn.Unflatten(1, (channels, image_size, image_size)),
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        return 2 * self.layers(latents) - 1
+        return (2 * self.layers(latents) - 1).expand(-1, 3, -1, -1)
 
 
-def build_generator(config: Config, image_size: int) -> nn.Module:
+def build_generator(config: Config, image_size: int, gray: bool) -> nn.Module:
     """Return the generator that the configuration names."""
     if config.generator == "mlp":
-        return Generator(config, image_size)
-    return ConvGenerator(config.latent_features, config.width, image_size)
+        return Generator(config, image_size, gray=gray)
+    return ConvGenerator(config.latent_features, config.width, image_size, gray=gray)
 
 
 def rates(config: Config, lr: float) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def describe() -> MethodCard:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    maker = group_batch_norm(build_generator(config, engine.image_size))
+    maker = group_batch_norm(build_generator(config, engine.image_size, engine.gray))
     generator = engine.prepare(maker, "generator")
     discriminator = engine.prepare(Discriminator(group_batch_norm(backbone)), "discriminator")
     turns = engine.prepare(Turns(), "turns")

@@ -396,6 +396,35 @@ def test_the_sampling_generator_is_the_average_of_the_steps(tmp_path: Path) -> N
 
 def test_widths_that_do_not_fit_the_image_are_refused() -> None:
     with pytest.raises(Unsupported, match="32 px take 4 widths, got 6"):
-        biggan.Generator(biggan.Config(), 4, 32)
+        biggan.Generator(biggan.Config(), 4, 32, False)
     with pytest.raises(ValueError, match="above 0"):
         biggan.Sampling(truncation=0.0)
+
+
+def test_the_small_bound_leaves_the_critic_a_slope_that_the_paper_s_takes_from_a_resnet() -> None:
+    track = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+    stem = {"kernel": 3, "stride": 2, "max_pool": False}
+    slopes = {}
+    for bound in (wgan.SMALL.clip, wgan.Config().clip):
+        torch.manual_seed(0)
+        backbone = backbones.build({"name": "resnet18", "args": track, "stem": stem}, 32)
+        critic = adversarial.normal_init(adversarial.Discriminator(backbone))
+        wgan.clip_weights(critic, bound)
+        images = torch.randn(8, 3, 32, 32, requires_grad=True)
+        (slope,) = torch.autograd.grad(critic(images).sum(), images)
+        slopes[bound] = float(slope.flatten(1).norm(dim=1).mean())
+    small, paper = slopes.values()
+    assert small > 1e-3
+    assert paper < small / 1000
+
+
+@EVERY
+def test_gray_data_have_gray_samples(name: str, tmp_path: Path) -> None:
+    method = plugin(name)
+    uses = method.describe().uses_labels
+    labels = (LABELS, 4) if uses else (None, None)
+    engine = Trainer(IMAGES[:, :1], *labels, steps=1, batch_size=8, seed=0, folder=tmp_path)
+    images = samples(method, train(name, engine))
+    assert images.shape == (5, 3, 32, 32)
+    assert torch.equal(images, images[:, :1].expand(-1, 3, -1, -1))
+    assert images.std() > 0
