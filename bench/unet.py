@@ -162,12 +162,14 @@ class BackboneUNet(nn.Module):
                 ResidualBlock(below, below, embedding, dropout),
             ]
         )
+        joined = shapes[-2::-1]  # from the smallest but one to the largest
+        outputs = [*[below] * (len(joined) - 1), width]  # few channels where they are large
         self.expanding = nn.ModuleList(
-            Level(below + maps, below, embedding, dropout, attention=side == attention)
-            for maps, side in reversed(shapes[:-1])
+            Level(below + maps, after, embedding, dropout, attention=side == attention)
+            for (maps, side), after in zip(joined, outputs, strict=False)
         )
         self.inlet = _conv(3, width)
-        self.last = ResidualBlock(below + width, width, embedding, dropout)
+        self.last = ResidualBlock((width if joined else below) + width, width, embedding, dropout)
         self.out = nn.Sequential(group_norm(width), nn.SiLU(), _zero(_conv(width, 3)))
 
     def forward(self, images: Tensor, embedding: Tensor) -> Tensor:
