@@ -8,15 +8,20 @@ Fashion-MNIST. A stem may be replaced by one 3x3 convolution, the field's choice
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.diffusion import linear_schedule
 from bench.errors import UserError
+from bench.identity import stream
 
 MAX_STAGES = 6
-INPUTS = ("rgb", "gray3", "lab_l")
+INPUTS = ("rgb", "gray3", "lab_l", "noisy(t)")
+NOISE_DRAWS = 4  # that features of noisy images are averaged over
 OWN = ("pretrained", "num_classes", "in_chans", "img_size", "features_only", "checkpoint_path")
 
 
@@ -192,20 +197,23 @@ def is_one_pass(backbone: nn.Module, images: Tensor) -> bool:
     return torch.equal(backbone.forward_head(final), backbone(images))
 
 
-def to_input(images: Tensor, kind: str = "rgb") -> Tensor:
-    """Return uint8 (B, 1 or 3, H, W) as float32 (B, 3, H, W) in [-1, 1].
+def to_input(images: Tensor, kind: str = "rgb", draw: int = 0) -> Tensor:
+    """Return uint8 (B, 1 or 3, H, W) as float32 (B, 3, H, W) in [-1, 1], beyond it with noise.
 
     Args:
-        kind: rgb; gray3 (luma, three times); lab_l (CIE L* of the image, three times).
+        kind: rgb; gray3 (luma, three times); lab_l (CIE L* of the image, three times); noisy(t)
+            (x_t of q(x_t | image), t the index in the linear schedule of 1,000 steps).
+        draw: which of the NOISE_DRAWS fixed noises, for noisy(t).
     """
-    return from_unit(images.float().div(255), kind)
+    return from_unit(images.float().div(255), kind, draw)
 
 
-def from_unit(unit: Tensor, kind: str = "rgb") -> Tensor:
+def from_unit(unit: Tensor, kind: str = "rgb", draw: int = 0) -> Tensor:
     """Return float (B, 1 or 3, H, W) in [0, 1], as views give it, as `to_input` returns it."""
     if unit.shape[1] == 1:
         unit = unit.expand(-1, 3, -1, -1)
-    if kind == "rgb":
+    step = noise_step(kind)
+    if kind == "rgb" or step is not None:
         shown = unit
     elif kind == "gray3":
         luma = unit.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -214,7 +222,26 @@ def from_unit(unit: Tensor, kind: str = "rgb") -> Tensor:
         shown = lightness(unit).expand(-1, 3, -1, -1)
     else:
         raise UserError(f"no input kind {kind!r} in this release; known: {', '.join(INPUTS)}")
-    return (shown * 2 - 1).contiguous()
+    shown = (shown * 2 - 1).contiguous()
+    return shown if step is None else with_noise(shown, step, draw)
+
+
+def noise_step(kind: str) -> int | None:
+    """Return t of the input kind noisy(t), None of any other kind."""
+    found = re.fullmatch(r"noisy\((\d+)\)", kind)
+    return int(found[1]) if found else None
+
+
+def with_noise(images: Tensor, step: int, draw: int) -> Tensor:
+    """Return x_step of q(x_step | images) (Ho et al. 2020, Eq. 4) under a fixed noise.
+
+    One noise for all images, so that what a backbone says of an image does not depend on the
+    others that are shown with it.
+    """
+    generator = torch.Generator().manual_seed(stream(0, "evaluate", "noisy", draw))
+    noise = torch.randn(1, *images.shape[1:], generator=generator)
+    kept = float(linear_schedule().alpha_bars[step])
+    return math.sqrt(kept) * images + math.sqrt(1 - kept) * noise.to(images)
 
 
 def lightness(unit: Tensor) -> Tensor:

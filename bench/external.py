@@ -33,7 +33,7 @@ def evaluate_run(
     Raises:
         UserError: no such run, or its backbone is not the one that the result records.
     """
-    from bench import data, evaluations, features, integrity, judge, ledger, results, worker
+    from bench import data, evaluations, features, integrity, judge, ledger, noisy, results, worker
 
     folder = runs_dir / Path(run).name.removesuffix(".json")
     orders = worker.read_orders(folder)
@@ -72,7 +72,7 @@ def evaluate_run(
             test_sha256=dataset.test_sha256,
         ),
     )
-    kind = kept.row.input
+    kind = noisy.resolve(kept.row.input, backbone, dataset, split)
     seen = features.extract(backbone, dataset, split, kind=kind)
     subject = evaluations.Subject(
         seen, load, dataset, split, kind, spec["image_size"], True, spec["threads"]
@@ -80,9 +80,10 @@ def evaluate_run(
     for name in names:
         protocol = evaluations.protocol(name, {})
         if protocol.hash not in kept.evaluations:
-            entry = results.EvaluationEntry.model_validate(
-                judge.entry(protocol, subject, spec["seed"])
-            )
+            found = {protocol.hash: judge.entry(protocol, subject, spec["seed"])}
+            if kind != kept.row.input:
+                noisy.store_plain(found, [protocol], subject, backbone, spec["seed"])
+            entry = results.EvaluationEntry.model_validate(found[protocol.hash])
             kept = results.add_evaluation(path, protocol.hash, entry)
     return kept
 

@@ -55,20 +55,28 @@ class Rows:
 def embed(
     backbone: nn.Module, images: np.ndarray | Rows, *, kind: str = "rgb", batch_size: int = 256
 ) -> dict[str, Tensor]:
-    """Return the stages' features of uint8 images (N, C, H, W)."""
+    """Return the stages' features of uint8 images (N, C, H, W).
+
+    Those of noisy images are the mean over the fixed noises of `backbones.to_input`.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     backbone.eval()
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     parts: dict[str, list[Tensor]] = {}
     one_pass = None
+    draws = 1 if backbones.noise_step(kind) is None else backbones.NOISE_DRAWS
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(np.array(images[start : start + batch_size]))  # may be read-only
-        shown = backbones.to_input(batch.to(device), kind)
-        shown = shown.contiguous(memory_format=torch.channels_last)
-        if one_pass is None:
-            one_pass = backbones.is_one_pass(backbone, shown[:2])
-        for name, values in backbones.stages(backbone, shown, one_pass=one_pass).items():
-            parts.setdefault(name, []).append(values.float().cpu())
+        seen: dict[str, Tensor] = {}
+        for draw in range(draws):
+            shown = backbones.to_input(batch.to(device), kind, draw)
+            shown = shown.contiguous(memory_format=torch.channels_last)
+            if one_pass is None:
+                one_pass = backbones.is_one_pass(backbone, shown[:2])
+            for name, values in backbones.stages(backbone, shown, one_pass=one_pass).items():
+                seen[name] = seen[name] + values.float() if draw else values.float()
+        for name, values in seen.items():
+            parts.setdefault(name, []).append((values / draws).cpu())
     return {name: torch.cat(values) for name, values in parts.items()}
 
 

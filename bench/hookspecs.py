@@ -39,7 +39,8 @@ class MethodCard:
         sampling: an instance of a frozen dataclass, for methods that generate; else None.
         uses_labels: whether `Batch.labels` is filled. Such rows are never ranked with others.
         conditional: whether `generate` expects labels.
-        input: what evaluations feed the backbone: rgb, gray3, lab_l, lab_halves or noisy.
+        input: what evaluations feed the backbone: rgb, gray3, lab_l, lab_halves or noisy (at a
+            level of noise that the harness chooses on validation).
         needs: {"extras": (...), "backbone": "vit" | "conv"} where the method needs them.
         departs: one line on what differs from the paper and why; shown as a footnote.
     """

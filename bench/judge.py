@@ -100,7 +100,7 @@ def _evaluate(
 ) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     import torch
 
-    from bench import data, evaluations, features, integrity, ledger, sampling
+    from bench import data, evaluations, features, integrity, ledger, noisy, sampling
 
     spec = orders["spec"]
     torch.set_num_threads(spec["threads"])
@@ -133,6 +133,7 @@ def _evaluate(
                 integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256
             )
             backbone = load()
+            kind = noisy.resolve(kind, backbone, dataset, split)
             seen = features.extract(backbone, dataset, split, kind=kind, test=test)
         subject = evaluations.Subject(
             seen,
@@ -147,6 +148,8 @@ def _evaluate(
             cache=Path(orders["arrays"]).parent / "features",
         )
         entries = all_entries(protocols, subject, spec["seed"])
+        if kind != orders["row"]["input"]:
+            noisy.store_plain(entries, protocols, subject, backbone, spec["seed"])
         write_sheets(folder, subject)
         if orders["plugin"] is not None:
             faults = integrity.check(

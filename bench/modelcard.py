@@ -73,7 +73,9 @@ def _opening(run: Result, title: str, num_features: int) -> str:
 
 
 def _input(run: Result) -> str:
-    size, kind = run.spec["image_size"], run.row.input
+    size = run.spec["image_size"]
+    shown = (e.chosen["input"] for e in run.evaluations.values() if "input" in e.chosen)
+    kind = next(shown, run.row.input)  # how noisy, where that was chosen
     turned = "" if kind == "rgb" else f", turned to `{kind}` by `bench.backbones.to_input`"
     return (
         f"Input: float32 (B, 3, {size}, {size}) in [-1, 1]{turned}. Gray images are repeated three "

@@ -125,6 +125,7 @@ def describe() -> MethodCard:
             "ema_half_life_epochs": ("log_uniform", 0.05, 0.8),
         },
         sampling=Sampling(),
+        input="noisy",
         departs="the backbone contracts and sees no time; network=paper trains no backbone",
     )
 
@@ -133,9 +134,7 @@ def describe() -> MethodCard:
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     model = DDPM(group_batch_norm(backbone), config, engine)
     views = (horizontal_flip() if config.flip else identity,)
-    engine.fit(model, views=views, after_step=model.after_step, **recipe(config))
-    engine.settle(backbone)
-    return model
+    return engine.fit(model, views=views, after_step=model.after_step, **recipe(config))
 
 
 @hookimpl

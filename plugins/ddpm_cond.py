@@ -167,6 +167,7 @@ def describe() -> MethodCard:
         sampling=Sampling(),
         uses_labels=True,
         conditional=True,
+        input="noisy",
         departs="1,000 steps; backbone contracts, sees no time; network=paper trains no backbone",
     )
 
@@ -177,9 +178,7 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     views = (horizontal_flip() if config.flip else identity,)
     names = ("optimizer", "lr", "schedule", "weight_decay", "warmup_epochs", "max_grad_norm")
     recipe = {name: getattr(config, name) for name in names}
-    engine.fit(model, views=views, after_step=model.after_step, **recipe)
-    engine.settle(backbone)
-    return model
+    return engine.fit(model, views=views, after_step=model.after_step, **recipe)
 
 
 @hookimpl
