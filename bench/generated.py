@@ -12,6 +12,7 @@ from bench.rows import Board
 from bench.sheets import FOLDER
 from bench.statistics import LEVEL, Comparison
 
+NOTHING = 1e-6  # what rounding leaves of a distance of 0
 SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscore, metric
     "train_half": "other training images",
     "test": "test images",
@@ -45,7 +46,8 @@ def calibration_section(board: Board) -> list[str]:
     headers = ["images", *(title for _, title in titles), "n"]
     said = (
         "Sets of images whose quality is known, in the place of samples: what the numbers above "
-        "can be, and what they notice."
+        "can be, and what they notice. What is made of training images is found to be by its "
+        "memorisation AUC."
     )
     return ["## Calibration", said, table(headers, lines, "l" + "r" * (len(headers) - 1))]
 
@@ -54,6 +56,8 @@ def _mean(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean = sum(values) / len(values)
+    if abs(mean) < NOTHING:
+        return "0"
     return ("−" if mean < 0 else "") + (short(abs(mean)) or "0")
 
 

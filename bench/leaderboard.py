@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from bench import reproductions
 from bench.cells import decimals, join, numbers, plus_minus, table, text
-from bench.columns import Column
+from bench.columns import CALIBRATION, Column
 from bench.generated import calibration_section, disagreements, sheets_section
 from bench.ledger import MANY_READS, test_reads
 from bench.pages import is_stale, label, rows_table, tuning_section
@@ -308,7 +308,7 @@ def _protocols(board: Board) -> list[str]:
     for row in board.rows:
         for result in row.results:
             for key, entry in result.evaluations.items():
-                if key not in shown:
+                if key not in shown and entry.id != CALIBRATION:
                     others[entry.id, entry.version, key] += 1
     for (name, version, key), count in sorted(others.items()):
         notes.append(

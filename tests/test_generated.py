@@ -79,6 +79,7 @@ def test_calibration_is_a_table_of_means_over_seeds() -> None:
         "one class only",
     ]
     assert [cell.strip() for cell in lines[0].split("|")[2:5]] == ["−0.100", "−0.100", "5"]
+    assert "Not shown" not in text
 
 
 def test_a_distance_that_does_not_notice_one_class_ranks_nothing() -> None:
