@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot, relu, softplus
+from torch.nn.functional import one_hot, pad, relu, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from torch.nn.utils.parametrize import remove_parametrizations as remove
@@ -60,6 +60,28 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     between = (share * real + (1 - share) * fake).detach().requires_grad_()
     (slopes,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (slopes.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def shifted(images: Tensor, most: int, *, parts: int = 8) -> Tensor:
+    """Return the images (B, 3, H, W) moved by random whole pixels, up to `most` along each axis.
+
+    For discriminators whose kernels do not divide by their strides, as a ResNet's: pixels of one
+    phase get more gradient than their neighbours, and generators then draw that grid. Moved at
+    random, real images and samples alike, all phases get the same on average. Edges are repeated.
+
+    Args:
+        parts: of the batch, each of which moves as one.
+    """
+    if most == 0:
+        return images
+    side = images.shape[2:]
+    padded = pad(images, (most,) * 4, mode="replicate")
+    moves = torch.randint(2 * most + 1, (parts, 2)).tolist()  # from the CPU's generator: no waiting
+    moved = [
+        part[:, :, y : y + side[0], x : x + side[1]]
+        for part, (y, x) in zip(padded.chunk(parts), moves, strict=False)
+    ]
+    return torch.cat(moved)
 
 
 class Readout(nn.Module):

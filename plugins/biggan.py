@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bench import Engine, MethodCard, Unsupported, hookimpl
+from bench import Engine, MethodCard, Unsupported, generators, hookimpl
 from bench.adversarial import (
     INITIALISE,
     Game,
@@ -24,13 +24,7 @@ from bench.adversarial import (
     hinge_loss,
     keep_spectra,
     normalise_spectra,
-)
-from bench.generators import (
-    ConditionalBlock,
-    first_side,
-    sample,
-    standing_statistics,
-    truncated_normal,
+    shifted,
 )
 from bench.layers import ema_update, fix_batch_norm, group_batch_norm
 
@@ -43,6 +37,7 @@ class Config:
     shared_features: int = 128  # of the class embedding, Appendix B
     widths: tuple[int, ...] = (1536, 1536, 768, 384, 192, 96)  # of the maps as the side doubles
     attention_side: int | None = 64  # pixels
+    shift: int = 0  # pixels by which what the discriminator sees moves at random
     discriminator_steps: int = 2  # Section 3
     generator_lr: float = 5e-5  # Section 3
     discriminator_lr: float = 2e-4
@@ -79,6 +74,7 @@ SMALL = replace(
     discriminator_lr=5e-4,
     average_decay=0.98,
     average_start=50,
+    shift=4,
 )
 
 
@@ -98,7 +94,7 @@ class Generator(nn.Module):
 
     def __init__(self, config: Config, num_classes: int, image_size: int, gray: bool) -> None:
         super().__init__()
-        side, doublings = first_side(image_size)
+        side, doublings = generators.first_side(image_size)
         if len(config.widths) != doublings + 1:
             given = len(config.widths)
             raise Unsupported(f"{image_size} px take {doublings + 1} widths, got {given}")
@@ -109,8 +105,9 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList()
         for level in range(doublings):
             before, after = config.widths[level : level + 2]
-            attention = side * 2 ** (level + 1) == config.attention_side
-            self.blocks.append(ConditionalBlock(before, after, condition, attention=attention))
+            attend = side * 2 ** (level + 1) == config.attention_side
+            block = generators.ConditionalBlock(before, after, condition, attention=attend)
+            self.blocks.append(block)
         norm, conv = nn.BatchNorm2d(after), nn.Conv2d(after, 1 if gray else 3, 3, padding=1)
         self.outlet = nn.Sequential(norm, nn.ReLU(), conv, nn.Tanh())
         self.first_map = (config.widths[0], side, side)
@@ -126,7 +123,8 @@ class Generator(nn.Module):
     def draw(self, count: int, truncation: float | None = None) -> tuple[Tensor, Tensor]:
         """Return latents (count, Z), see `truncated_normal`, and labels, every class as likely."""
         weight = self.shared.weight
-        drawn = truncated_normal(weight.new_empty(count, self.latent_features), truncation)
+        blank = weight.new_empty(count, self.latent_features)
+        drawn = generators.truncated_normal(blank, truncation)
         return drawn, torch.randint(self.num_classes, (count,), device=weight.device)
 
 
@@ -171,17 +169,19 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
             drawn, labels = generator.draw(len(images))
             with torch.no_grad():
                 fakes = generator(drawn, labels)
+            images, fakes = shifted(images, config.shift), shifted(fakes, config.shift)
             loss = hinge_loss(discriminator(images, batch.labels), discriminator(fakes, labels))
         engine.step(loss, ascend)
         engine.log(judge_loss=loss)
         if turns.generator_moves(after=config.discriminator_steps):
             with engine.autocast():
                 drawn, labels = generator.draw(len(images))
-                loss = -discriminator(generator(drawn, labels), labels).mean()
+                fakes = shifted(generator(drawn, labels), config.shift)
+                loss = -discriminator(fakes, labels).mean()
             engine.step(loss, descend)
             begun = turns.generator_steps > config.average_start
             ema_update(average, generator, config.average_decay if begun else 0.0)
-    standing_statistics(average, average.draw)
+    generators.standing_statistics(average, average.draw)
     keep_spectra(backbone)
     return Game(average, discriminator)
 
@@ -189,7 +189,7 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
 @hookimpl
 def generate(model: Game, num_images: int, labels: Tensor, sampling: Sampling) -> Tensor:
     drawn, _ = model.generator.draw(num_images, sampling.truncation)
-    return sample(model.generator, drawn, labels.to(drawn.device))
+    return generators.sample(model.generator, drawn, labels.to(drawn.device))
 
 
 @hookimpl

@@ -5,7 +5,8 @@ Source:  https://github.com/goodfeli/adversarial
 Family:  gan
 Departs: the discriminator is the track's backbone under one linear layer; the paper's is a maxout
          net with dropout. Momentum and rate stay, which the source moves over its training. The
-         recipe "small" trains with Adam, and has BatchNorm in the generator.
+         recipe "small" trains with Adam, has BatchNorm in the generator, and moves what the
+         discriminator sees.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from bench import Engine, MethodCard, hookimpl
-from bench.adversarial import GENERATOR_LOSSES, Discriminator, Game, Turns, discriminator_loss
+from bench.adversarial import (
+    GENERATOR_LOSSES,
+    Discriminator,
+    Game,
+    Turns,
+    discriminator_loss,
+    shifted,
+)
 from bench.generators import ConvGenerator, interpolate, latents, sample
 from bench.layers import group_batch_norm
 
@@ -36,6 +44,7 @@ class Config:
     discriminator_lr: float = 0.1
     generator_lr: float = 0.1
     momentum: float = 0.5  # of sgd; beta1 of adam
+    shift: int = 0  # pixels by which what the discriminator sees moves at random
 
     def __post_init__(self) -> None:
         if self.generator_loss not in GENERATOR_LOSSES:
@@ -47,7 +56,7 @@ class Config:
             raise ValueError(f"discriminator_steps is {self.discriminator_steps}; expected 1 up")
 
 
-# A few minutes of one core at 32 px.
+# A few minutes of one core at 32 px. Shifted: see `bench.adversarial.shifted`, of ResNets.
 SMALL = replace(
     Config(),
     generator_norm=True,
@@ -55,6 +64,7 @@ SMALL = replace(
     optimizer="adam",
     discriminator_lr=2e-4,
     generator_lr=5e-4,
+    shift=4,
 )
 
 
@@ -134,14 +144,15 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
         with engine.autocast():
             with torch.no_grad():
                 fakes = generator(latents(generator, len(images)))
-            real, fake = discriminator(images), discriminator(fakes)  # (B,) each
+            real = discriminator(shifted(images, config.shift))  # (B,)
+            fake = discriminator(shifted(fakes, config.shift))  # (B,)
             loss = discriminator_loss(real, fake)
         engine.step(loss, ascend)
         engine.log(discriminator_loss=loss, real_logit=real.mean(), fake_logit=fake.mean())
         if turns.generator_moves(after=config.discriminator_steps):
             with engine.autocast():
                 fakes = generator(latents(generator, len(images)))
-                loss = generator_loss(discriminator(fakes))
+                loss = generator_loss(discriminator(shifted(fakes, config.shift)))
             engine.step(loss, descend)
             engine.log(generator_loss=loss)
     engine.settle(backbone)  # its BatchNorm saw samples as well

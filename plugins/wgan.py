@@ -8,7 +8,8 @@ Family:  gan
 Departs: the critic is the track's backbone under one linear layer; the papers' are a DCGAN's and a
          ResNet of their own. With the penalty its BatchNorm layers only scale and shift: the
          penalty is of each image alone (Gulrajani et al., Section 4, "No critic batch
-         normalization"), and the backbone keeps its architecture. "small" clips at 0.1, see there.
+         normalization"), and the backbone keeps its architecture. "small" clips at
+         0.1, see there, and moves what the critic sees.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import Engine, MethodCard, hookimpl
-from bench.adversarial import Discriminator, Game, Turns, gradient_penalty, normal_init
+from bench.adversarial import Discriminator, Game, Turns, gradient_penalty, normal_init, shifted
 from bench.generators import ConvGenerator, interpolate, latents, sample
 from bench.layers import fix_batch_norm, group_batch_norm
 
@@ -39,6 +40,7 @@ class Config:
     width: int = 64  # of the generator before the image, main.py
     critic_map: bool = False  # read the last feature map flattened, not pooled
     lr: float | None = None  # both networks'; None: 5e-5 (RMSprop), 1e-4 with a penalty (Adam)
+    shift: int = 0  # pixels by which what the critic sees moves at random
     init_std: float | None = 0.02  # of the generator, and the critic without a penalty: main.py
 
     def __post_init__(self) -> None:
@@ -51,7 +53,9 @@ class Config:
 # A few minutes of one core at 32 px draw some hundred batches: fewer of them for the critic alone.
 # The bound is for a timm ResNet: at 0.01 its maps' variance falls below BatchNorm's epsilon, block
 # by block, and nothing of the critic's slope is left (1e-7 per image; 0.1 at a bound of 0.1).
-SMALL = replace(Config(), clip=0.1, width=32, critic_steps=3, long_critic_steps=None, lr=5e-4)
+SMALL = replace(
+    Config(), clip=0.1, width=32, critic_steps=3, long_critic_steps=None, lr=5e-4, shift=4
+)
 SMALL_GP = replace(SMALL, gradient_penalty=10.0)
 
 
@@ -127,6 +131,7 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
         with engine.autocast():
             with torch.no_grad():
                 fakes = generator(latents(generator, len(images)))
+            images, fakes = shifted(images, config.shift), shifted(fakes, config.shift)
             distance = critic(images).mean() - critic(fakes).mean()  # of Wasserstein, if Lipschitz
             loss = -distance
             if config.gradient_penalty:
@@ -137,7 +142,8 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
             clip_weights(critic, config.clip)
         if turns.generator_moves(after=critic_steps(config, turns.generator_steps)):
             with engine.autocast():
-                loss = -critic(generator(latents(generator, len(images)))).mean()
+                fakes = generator(latents(generator, len(images)))
+                loss = -critic(shifted(fakes, config.shift)).mean()
             engine.step(loss, descend)
             engine.log(generator_loss=loss, generator_steps=turns.generator_steps)
     if not config.gradient_penalty:

@@ -195,3 +195,35 @@ def test_fixed_batch_norm_sees_each_image_alone_and_evaluates_as_it_trains() -> 
     rebuilt = backbones.build(CONVOLUTIONAL, 32)  # what the judge loads the weights into
     rebuilt.load_state_dict(backbone.state_dict(), strict=True)
     assert torch.allclose(rebuilt.eval()(images), together, atol=1e-5)
+
+
+def test_shifted_images_are_moved_by_whole_pixels_part_by_part() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(16, 1, 12, 12)
+    images[:, :, 5, 6] = 1
+    seen = set()
+    for _ in range(20):
+        moved = adversarial.shifted(images, 2)
+        assert moved.shape == images.shape
+        places = [tuple(image[0].nonzero()[0].tolist()) for image in moved]
+        assert places[::2] == places[1::2]  # 8 parts of 2 images
+        seen |= set(places)
+    assert seen == {(y, x) for y in range(3, 8) for x in range(4, 9)}
+    assert adversarial.shifted(images, 0) is images
+
+
+def test_shifts_even_out_the_gradient_that_strides_leave() -> None:
+    torch.manual_seed(0)
+    backbone = backbones.build(CONVOLUTIONAL, 32).eval()
+
+    def unevenness(most: int) -> float:
+        total = torch.zeros(32, 32)
+        for _ in range(8):
+            images = torch.randn(16, 3, 32, 32, requires_grad=True)
+            outputs = backbone(adversarial.shifted(images, most)).square().sum()
+            (gradient,) = torch.autograd.grad(outputs, images)
+            total += gradient.square().sum((0, 1))
+        inner = total[8:24, 8:24].unfold(0, 8, 8).unfold(1, 8, 8).mean((0, 1))  # by phase
+        return float(inner.std() / inner.mean())
+
+    assert unevenness(4) < unevenness(0) / 2
