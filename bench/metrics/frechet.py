@@ -99,7 +99,8 @@ def _gram(x: Tensor) -> Tensor:
     for first in range(0, x.shape[1], _BLOCK):
         block = slice(first, first + _BLOCK)
         product[block, : first + _BLOCK] = x[:, block].T @ x[:, : first + _BLOCK]
-    return product.tril() + product.tril(-1).T
+        product[:first, block] = product[block, :first].T
+    return product
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def test_the_root_is_scipy_s_in_blocks_of_any_width(monkeypatch: pytest.MonkeyPa
     whole = frechet.distance(x, y)
     for block in (1, 7, 16, 48):
         monkeypatch.setattr(frechet, "_BLOCK", block)
+        assert torch.allclose(frechet._gram(x), x.T @ x, rtol=1e-4, atol=1e-3)
         found, error = frechet.root_trace(s1, s2)
         assert found == pytest.approx(exact, rel=1e-9)
         assert error < 1e-9 * exact
