@@ -42,7 +42,7 @@ class Config:
 
 # A few minutes of one core at 32 px: some hundred steps, so larger ones.
 SMALL = replace(
-    Config(), latent_features=50, width=32, discriminator_width=32, joint_features=256, lr=5e-4
+    Config(), latent_features=50, width=32, discriminator_width=32, joint_features=256, lr=3e-4
 )
 
 

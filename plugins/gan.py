@@ -5,8 +5,7 @@ Source:  https://github.com/goodfeli/adversarial
 Family:  gan
 Departs: the discriminator is the track's backbone under one linear layer; the paper's is a maxout
          net with dropout. Momentum and rate stay, which the source moves over its training. The
-         recipe "small" trains with Adam, has BatchNorm in the generator, and moves what the
-         discriminator sees.
+         recipe "small" trains a DCGAN's generator with Adam, and moves what the discriminator sees.
 """
 
 from __future__ import annotations
@@ -56,13 +55,15 @@ class Config:
             raise ValueError(f"discriminator_steps is {self.discriminator_steps}; expected 1 up")
 
 
-# A few minutes of one core at 32 px. Shifted: see `bench.adversarial.shifted`, of ResNets.
+# A few minutes of one core at 32 px. In 100 steps an mlp learned little but where images are bright,
+# so the generator convolves, as in the source's cifar10_convolutional.yaml; the discriminator's rate
+# is low, or the ResNet tells all samples apart. Shifted: see `bench.adversarial.shifted`.
 SMALL = replace(
     Config(),
-    generator_norm=True,
-    width=512,
+    generator="conv",
+    width=32,
     optimizer="adam",
-    discriminator_lr=2e-4,
+    discriminator_lr=1e-4,
     generator_lr=5e-4,
     shift=4,
 )
@@ -118,8 +119,8 @@ def describe() -> MethodCard:
         defaults=Config(),
         recipes={"small": SMALL},
         search={
-            "discriminator_lr": ("log_uniform", 1e-4, 2e-3),
-            "generator_lr": ("log_uniform", 1e-4, 4e-3),
+            "discriminator_lr": ("log_uniform", 2e-5, 1e-3),
+            "generator_lr": ("log_uniform", 1e-4, 2e-3),
             "momentum": ("choice", 0.5, 0.0),
         },
         sampling=Sampling(),

@@ -23,8 +23,8 @@ from bench.rehearsal import CONVOLUTIONAL
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 32, 32), dtype=np.uint8)
 LABELS = np.arange(40) % 4
 TINY = {
-    "gan": replace(gan.SMALL, width=16, latent_features=8),
-    "gan, two steps": replace(gan.SMALL, width=16, latent_features=8, discriminator_steps=2),
+    "gan": replace(gan.SMALL, width=4, latent_features=8),
+    "gan, two steps": replace(gan.SMALL, generator="mlp", width=16, discriminator_steps=2),
     "dcgan": replace(dcgan.SMALL, width=4, latent_features=8, discriminator_steps=2),
     "wgan": replace(wgan.SMALL, width=4, latent_features=8),
     "wgan, penalty": replace(wgan.SMALL_GP, width=4, latent_features=8),
