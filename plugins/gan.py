@@ -55,9 +55,9 @@ class Config:
             raise ValueError(f"discriminator_steps is {self.discriminator_steps}; expected 1 up")
 
 
-# A few minutes of one core at 32 px. In 100 steps an mlp learned little but where images are bright,
-# so the generator convolves, as in the source's cifar10_convolutional.yaml; the discriminator's rate
-# is low, or the ResNet tells all samples apart. Shifted: see `bench.adversarial.shifted`.
+# A few minutes of one core at 32 px. In 100 steps an mlp learned little but where images are
+# bright, so the generator convolves, as in the source's cifar10_convolutional.yaml. At a higher rate
+# the ResNet tells all samples apart. Shifted: see `bench.adversarial.shifted`.
 SMALL = replace(
     Config(),
     generator="conv",
