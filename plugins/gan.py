@@ -56,8 +56,8 @@ class Config:
 
 
 # A few minutes of one core at 32 px. In 100 steps an mlp learned little but where images are
-# bright, so the generator convolves, as in the source's cifar10_convolutional.yaml. At a higher rate
-# the ResNet tells all samples apart. Shifted: see `bench.adversarial.shifted`.
+# bright, so the generator convolves, as in the source's cifar10_convolutional.yaml. At a higher
+# rate the ResNet tells all samples apart. Shifted: see `bench.adversarial.shifted`.
 SMALL = replace(
     Config(),
     generator="conv",
