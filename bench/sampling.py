@@ -50,8 +50,12 @@ class Samples:
 
 
 def wanted(entries: Sequence[Mapping[str, Any]]) -> list[Protocol]:
-    """Return the protocols over samples among a run's evaluations, {"name", "overrides"} each."""
-    found = [evaluations.protocol(e["name"], e["overrides"]) for e in entries]
+    """Return the protocols over samples among a run's evaluations, {"name", "overrides"} each.
+
+    Names that are no evaluation's are left to the judge, who says so.
+    """
+    known = [e for e in entries if e["name"] in evaluations.NAMES]
+    found = [evaluations.protocol(e["name"], e["overrides"]) for e in known]
     return [protocol for protocol in found if protocol.needs == "samples"]
 
 

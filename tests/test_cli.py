@@ -178,7 +178,7 @@ def test_no_command_shows_help_and_is_a_usage_error(capsys):
     ("args", "message"),
     [
         ("rum", "no command 'rum'; did you mean run?"),
-        ("run --plugin x", "Did you mean '--plugins'?"),
+        ("run --plugin x", "Did you mean one of: '--plugins'"),
         ("run", "Missing option '--plugins'"),
         ("run --plugins x --epochs 0", "'--epochs': 0 is not in the range"),
         ("run --plugins x --epochs two", "'two' is not a valid integer"),

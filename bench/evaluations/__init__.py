@@ -208,8 +208,10 @@ def chooses(name: str, overrides: dict[str, Any]) -> str:
 
     Tracks ask this where torch must not be imported, so it is no attribute of the modules.
     """
-    if name in ("few_labels", "generation", "calibration"):
+    if name == "few_labels":
         return ""
+    if name in ("generation", "calibration"):
+        return "nothing, but measures against validation images"
     if name == "knn":
         return "" if len(overrides.get("k", ())) == 1 else "k, unless it is given one: k = [200]"
     if name == "linear_probe_sgd":
