@@ -130,7 +130,9 @@ class BackboneUNet(nn.Module):
     The backbone has no input for the time: it sees the noisy image alone. Its maps, from
     `forward_intermediates`, meet the embedding in the residual blocks of the expanding path, which
     joins them one by one from the smallest to the largest. A stem has a stride, and noise is told
-    apart at full resolution only: one convolution of the image itself is the outermost skip.
+    apart at full resolution only: one convolution of the image itself is the outermost skip. To
+    what comes out a multiple of the image is added that the embedding decides. Late steps are
+    nearly all noise, which the paper's network takes long to pass on through its norms.
 
     Args:
         width: channels at full resolution; twice as many below it.
@@ -171,6 +173,7 @@ class BackboneUNet(nn.Module):
         self.inlet = _conv(3, width)
         self.last = ResidualBlock((width if joined else below) + width, width, embedding, dropout)
         self.out = nn.Sequential(group_norm(width), nn.SiLU(), _zero(_conv(width, 3)))
+        self.gain = nn.Sequential(nn.SiLU(), _zero(nn.Linear(embedding, 3)))
 
     def forward(self, images: Tensor, embedding: Tensor) -> Tensor:
         maps = list(stage_maps(self.backbone, images).values())
@@ -180,7 +183,8 @@ class BackboneUNet(nn.Module):
         for block, skip in zip(self.expanding, reversed(maps[:-1]), strict=True):
             x = block(torch.cat([_as_large(x, skip), skip], dim=1), embedding)
         skip = self.inlet(images)
-        return self.out(self.last(torch.cat([_as_large(x, skip), skip], dim=1), embedding))
+        x = self.last(torch.cat([_as_large(x, skip), skip], dim=1), embedding)
+        return self.out(x) + self.gain(embedding)[:, :, None, None] * images
 
 
 class UNet(nn.Module):
@@ -340,7 +344,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+def _zero(layer: nn.Module) -> nn.Module:
     """Let a layer start at zero, as the last of every block and of the network (the source)."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -4,8 +4,9 @@ Paper:   Ho et al., NeurIPS 2020. https://arxiv.org/abs/2006.11239
 Source:  https://github.com/hojonathanho/diffusion
 Family:  diffusion
 Departs: the U-Net's contracting path is the track's backbone, which has no input for the time and
-         sees the noisy image alone; the time enters the expanding path. With network="paper" it is
-         the paper's own U-Net, and the backbone stays as it was drawn, with nothing learnt.
+         sees the noisy image alone; the time enters the expanding path, and decides what multiple
+         of the noisy image is added at the end. With network="paper" it is the paper's own U-Net,
+         and the backbone stays as it was drawn, with nothing learnt.
 """
 
 from __future__ import annotations

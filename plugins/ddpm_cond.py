@@ -6,8 +6,8 @@ Source:  none by the authors
 Family:  diffusion
 Departs: DDPM's 1,000 steps and linear schedule, where the guidance paper has continuous time; the
          U-Net's contracting path is the track's backbone, which sees the noisy image alone: time
-         and label enter the expanding path. With network="paper" it is DDPM's own U-Net, and the
-         backbone stays as it was drawn, with nothing learnt.
+         and label enter the expanding path, and decide what multiple of the noisy image is added at
+         the end. With network="paper" it is DDPM's own U-Net, and the backbone learns nothing.
 """
 
 from __future__ import annotations

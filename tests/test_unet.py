@@ -96,6 +96,20 @@ def test_both_networks_start_at_zero_and_return_images(kind, size) -> None:
         assert open_last(network)(images, embedding).abs().sum() > 0
 
 
+def test_the_embedding_decides_how_much_of_the_image_passes() -> None:
+    """Late steps are nearly all noise: with a gain of 1 the untrained network says all of it."""
+    network, images = unet(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        network.gain[-1].bias.fill_(1.0)
+    embedding = torch.randn(2, 12)
+    assert torch.allclose(network(images, embedding), images)
+    with torch.no_grad():
+        network.gain[-1].weight.normal_()
+    ratio = network(images, embedding) / images  # (2, 3, 16, 16)
+    assert torch.allclose(ratio, ratio[..., :1, :1].expand_as(ratio), rtol=1e-3)
+    assert not torch.allclose(ratio[0, :, 0, 0], ratio[1, :, 0, 0])
+
+
 def test_odd_sides_come_back() -> None:
     images, embedding = torch.randn(2, 3, 14, 14), torch.randn(2, 12)
     paper = UNet(3, 14, width=8, multipliers=(1, 1, 1), blocks=1, attention=7, embedding=12)

@@ -69,7 +69,7 @@ def test_average_follows_the_trained_weights_by_its_momentum(tmp_path: Path) -> 
         expected = 0.5 * begun[name] + 0.5 * parameter
         assert torch.allclose(average[name], expected, atol=1e-7), name
         moved += not torch.equal(begun[name], parameter)
-    assert moved == 2  # all behind the last layer waits for it to leave zero
+    assert moved == 4  # two layers start at zero; all behind the last waits for it to leave
 
 
 def test_average_samples_and_the_backbone_is_the_trained_one(trained: ddpm.DDPM) -> None:
