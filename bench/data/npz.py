@@ -75,7 +75,7 @@ def _keys(path: Path) -> set[str]:
         met = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"{str(path)!r}: {met}; expected an .npz archive, as np.savez writes it")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb", buffering=0) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except MEMBER_ERRORS as error:
         raise UserError(
@@ -86,7 +86,8 @@ def _keys(path: Path) -> set[str]:
 
 def _array(path: Path, key: str) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Unbuffered: a block read ahead would leave parts of other splits in freed memory.
+        with path.open("rb", buffering=0) as file, np.load(file, allow_pickle=False) as archive:
             array = archive[key]
     except MEMBER_ERRORS as error:
         raise UserError(
