@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.statistics import LEVEL, MOST_DF
+from bench.pairs import LEVEL, MOST_DF
 
 MOST_SEEDS = 1000
 

@@ -13,20 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.statistics import (
-    LEVEL,
-    MOST_DF,
-    NO_PRIOR,
-    POWER,
-    Cell,
-    Comparison,
-    Prior,
-    moderate,
-    rank_intervals,
-    satterthwaite,
-    seed_prior,
-    test_pairs,
-)
+from bench.pairs import LEVEL, MOST_DF, rank, satterthwaite
+from bench.statistics import NO_PRIOR, Cell, Comparison, Prior, moderate, seed_prior
 
 
 def cell(values: Sequence[float], prior: Prior | None = None) -> Cell:
@@ -80,22 +68,13 @@ def compare(
     variances, df = np.array(moderated).T
     errors, pair_df = _pair_errors(variances / seeds, seeds - 1, df, prior, names, untrained)
 
-    allowed = names if ranked is None else [name for name in names if name in ranked]
-    tested = [
-        names.index(name)
-        for name in allowed
-        if name not in incomplete and seeds[names.index(name)] > 1
-    ]
-    below = [name for name in allowed if name in incomplete]
-    p_values = test_pairs(tested, centers, errors, pair_df)
-    ranks = rank_intervals(tested, centers, p_values, len(below))
-    last = (len(tested) + 1, len(tested) + len(below))
+    ranking = rank(names, seeds, centers, errors, pair_df, ranked=ranked, incomplete=incomplete)
     return Comparison(
         names=names,
         cells={n: cell(rows[i], priors[i]) for i, n in enumerate(names) if seeds[i] > 1},
-        ranks={names[i]: interval for i, interval in ranks.items()} | dict.fromkeys(below, last),
-        p_values={(names[i], names[j]): p for (i, j), p in p_values.items()},
-        resolvable=_resolvable(tested, errors, pair_df),
+        ranks=ranking.ranks,
+        p_values=ranking.p_values,
+        resolvable=ranking.resolvable,
         prior=prior,
         centers=centers,
         errors=errors,
@@ -124,14 +103,3 @@ def _pair_errors(
     return np.sqrt(square), np.where(both, shared, satterthwaite(seed_errors, df)).clip(
         1.0, MOST_DF
     )
-
-
-def _resolvable(tested: list[int], errors: np.ndarray, df: np.ndarray) -> float | None:
-    """Return the difference that the median pair shows with 80 % power."""
-    upper = np.triu_indices(len(tested), k=1)
-    if len(upper[0]) == 0:
-        return None
-    error = float(np.median(errors[np.ix_(tested, tested)][upper]))
-    freedom = float(np.median(df[np.ix_(tested, tested)][upper]))
-    strictest = LEVEL / len(upper[0])
-    return float((stdtrit(freedom, 1 - strictest / 2) + stdtrit(freedom, POWER)) * error)

@@ -8,9 +8,10 @@ from urllib.parse import quote
 from bench.cells import short, table, text
 from bench.columns import CALIBRATION, METRICS, scores
 from bench.pages import label
+from bench.pairs import LEVEL
 from bench.rows import Board
 from bench.sheets import FOLDER
-from bench.statistics import LEVEL, Comparison
+from bench.statistics import Comparison
 
 NOTHING = 1e-6  # what rounding leaves of a distance of 0
 SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscore, metric

@@ -11,11 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import digamma, expit, logit, ndtri, polygamma, stdtr, stdtrit
+from scipy.special import digamma, expit, logit, ndtri, polygamma, stdtrit
 
-LEVEL = 0.05  # of every interval, and of a column's pairs together
-POWER = 0.80  # of the difference that a board is said to resolve
-MOST_DF = 1e6  # where Student's t is the normal distribution to all printed digits
+from bench.pairs import LEVEL, MOST_DF, Ranking, rank, satterthwaite
 
 
 @dataclass(frozen=True)
@@ -282,22 +280,13 @@ def compare(
         )
         for i, name in enumerate(names)
     }
-    allowed = names if ranked is None else [name for name in names if name in ranked]
-    tested = [
-        names.index(name)
-        for name in allowed
-        if name not in incomplete and seeds[names.index(name)] > 1
-    ]
-    below = [name for name in allowed if name in incomplete]
-    p_values = test_pairs(tested, centers, errors, pair_df)
-    ranks = rank_intervals(tested, centers, p_values, len(below))
-    last = (len(tested) + 1, len(tested) + len(below))
+    ranking = rank(names, seeds, centers, errors, pair_df, ranked=ranked, incomplete=incomplete)
     return Comparison(
         names=names,
         cells=cells,
-        ranks={names[i]: interval for i, interval in ranks.items()} | dict.fromkeys(below, last),
-        p_values={(names[i], names[j]): p for (i, j), p in p_values.items()},
-        resolvable=_resolvable(tested, centers, errors, pair_df),
+        ranks=ranking.ranks,
+        p_values=ranking.p_values,
+        resolvable=_in_points(ranking, centers),
         prior=prior,
         centers=centers,
         errors=errors,
@@ -339,60 +328,10 @@ def _pair_errors(
     return np.sqrt(square), pair_df.clip(1.0, MOST_DF)
 
 
-def satterthwaite(variances: np.ndarray, df: np.ndarray) -> np.ndarray:
-    """Return the (M, M) degrees of freedom of the sums of two variances with (M,) of their own."""
-    loss = np.where(variances > 0, variances**2 / np.maximum(df, 1e-9), 0.0)
-    square, loss = np.add.outer(variances, variances) ** 2, np.add.outer(loss, loss)
-    return np.divide(square, loss, out=np.full_like(square, MOST_DF), where=loss > 0)
-
-
-def test_pairs(
-    tested: list[int], centers: np.ndarray, errors: np.ndarray, df: np.ndarray
-) -> dict[tuple[int, int], float]:
-    """Return Holm's adjusted p of every pair of tested rows."""
-    pairs = [(i, j) for at, i in enumerate(tested) for j in tested[at + 1 :]]
-    if not pairs:
-        return {}
-    rows, others = np.array(pairs).T
-    gaps, widths = np.abs(centers[rows] - centers[others]), errors[rows, others]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(gaps == 0, 0.0, gaps / widths)
-    p = 2 * stdtr(df[rows, others], -t)
-    return dict(zip(pairs, holm(p).tolist(), strict=True))
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return Holm's step-down adjusted p-values (Holm 1979), in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * steps), 1.0)
-    return adjusted
-
-
-def rank_intervals(
-    tested: list[int], centers: np.ndarray, p_values: dict[tuple[int, int], float], below: int
-) -> dict[int, tuple[int, int]]:
-    """Return [1 + number significantly better, M - number significantly worse] of each row."""
-    better, worse = dict.fromkeys(tested, 0), dict.fromkeys(tested, below)
-    for (i, j), p in p_values.items():
-        if p <= LEVEL:
-            above, under = (i, j) if centers[i] > centers[j] else (j, i)
-            better[under] += 1
-            worse[above] += 1
-    return {i: (1 + better[i], len(tested) + below - worse[i]) for i in tested}
-
-
-def _resolvable(
-    tested: list[int], centers: np.ndarray, errors: np.ndarray, df: np.ndarray
-) -> float | None:
-    """Return the difference in points that the median pair shows with 80 % power."""
-    upper = np.triu_indices(len(tested), k=1)
-    if len(upper[0]) == 0:
+def _in_points(ranking: Ranking, centers: np.ndarray) -> float | None:
+    """Return the difference in points that the median pair shows, at the median accuracy."""
+    if ranking.resolvable is None:
         return None
-    error = float(np.median(errors[np.ix_(tested, tested)][upper]))
-    freedom = float(np.median(df[np.ix_(tested, tested)][upper]))
-    strictest = LEVEL / len(upper[0])
-    logits = (stdtrit(freedom, 1 - strictest / 2) + stdtrit(freedom, POWER)) * error
-    middle = float(np.median(centers[tested]))
-    return 100 * float(expit(middle + logits / 2) - expit(middle - logits / 2))
+    middle = float(np.median(centers[ranking.tested]))
+    half = ranking.resolvable / 2
+    return 100 * float(expit(middle + half) - expit(middle - half))

@@ -7,11 +7,11 @@ import pytest
 from scipy import special, stats
 from scipy.optimize import brentq
 
+from bench.pairs import holm
 from bench.statistics import (
     Prior,
     cell,
     compare,
-    holm,
     logit_accuracy,
     moderate,
     one_more,
