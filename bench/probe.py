@@ -200,4 +200,7 @@ def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] |
             "train": len(split.train),
             "val": len(split.val),
         }
-    return {"facts": data.facts(dataset), "splits": splits}
+    facts, train = data.facts(dataset), [split["train"] for split in splits.values()]
+    if train:
+        evaluations.refuse_sizes(asked["evaluations"], min(train), facts["sizes"].get("test", 0))
+    return {"facts": facts, "splits": splits}

@@ -233,6 +233,13 @@ def refuse_missing(names: Iterable[str], dataset: Dataset) -> None:
             raise UserError(_lacks(found, f"data set {dataset.name!r}"))
 
 
+def refuse_sizes(asked: dict[str, dict[str, Any]], train: int, test: int) -> None:
+    """Raise UserError if a protocol takes more images than its splits have; test is 0 if closed."""
+    for name, overrides in asked.items():
+        if hasattr(module := _module(name), "refuse_sizes"):
+            module.refuse_sizes(protocol(name, overrides).settings, train, test)
+
+
 def _lacks(protocol: Protocol, dataset: str) -> str:
     return (
         f"{protocol.name} needs to know the {protocol.extra} of each image, which {dataset} does "

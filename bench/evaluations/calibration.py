@@ -8,6 +8,7 @@ copied training set looks like. Stands in the row of the harness's own floor, wh
 from __future__ import annotations
 
 from bench import extractors
+from bench.errors import UserError
 from bench.evaluations import Evaluation, Subject, generation
 from bench.identity import stream
 from bench.metrics import calibration, frechet, kernel
@@ -21,6 +22,16 @@ NEEDS = "nothing"
 def check(settings: dict) -> None:
     """Refuse what `generation` refuses."""
     generation.check(generation.SETTINGS | settings | {"reference": settings["samples"]})
+
+
+def refuse_sizes(settings: dict, train: int, test: int) -> None:
+    """Raise UserError if a set would have fewer images than samples; test is 0 if it is closed."""
+    count = settings["samples"]
+    if count > train // 2 or 0 < test < count:
+        raise UserError(
+            f"calibration sets of {count} images: half of the {train} training images, or the "
+            f"{test} test images, are fewer; lower --samples, or leave calibration out"
+        )
 
 
 def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:

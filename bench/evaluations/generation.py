@@ -73,6 +73,15 @@ def check(settings: dict) -> None:
     extractors.named(settings["extractor"])
 
 
+def refuse_sizes(settings: dict, train: int, test: int) -> None:
+    """Raise UserError if there are fewer training images than the reference takes."""
+    if settings["reference"] > train:
+        raise UserError(
+            f"{settings['reference']} reference images of {train} training images; lower samples "
+            "and reference to what there is"
+        )
+
+
 def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> Evaluation:
     """Return the distances of samples to training images, and what else is known of them.
 
@@ -179,16 +188,7 @@ def measure(drawn: Tensor, real: Tensor, *, seed: int) -> tuple[dict[str, float]
 
 
 def reference_rows(num_images: int, count: int, seed: int) -> np.ndarray:
-    """Return which training images are the reference, ascending; each seed has its own.
-
-    Raises:
-        UserError: there are fewer images.
-    """
-    if count > num_images:
-        raise UserError(
-            f"{count} reference images of {num_images} training images; lower samples and "
-            "reference to what there is"
-        )
+    """Return which training images are the reference, ascending; each seed has its own."""
     generator = np.random.default_rng(stream(seed, "evaluate", ID, 0))
     return np.sort(generator.permutation(num_images)[:count])
 

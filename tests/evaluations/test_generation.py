@@ -136,3 +136,18 @@ def test_calibration_tells_good_sets_from_bad_ones() -> None:
     assert found["copied_fd"] < 1e-6 < found["train_half_fd"]
     assert found["copied_memorisation"] > 99
     assert found["test_memorisation"] < 60
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((1500, 5000), "2000 reference images of 1500 training images"),
+        ((3000, 5000), "calibration sets of 2000 images: half of the 3000"),
+        ((9000, 1000), "or the 1000 test images"),
+    ],
+)
+def test_more_images_than_there_are_is_refused_before_a_run(sizes: tuple, said: str) -> None:
+    asked = {name: {"extractor": "pixels"} for name in ("generation", "calibration")}
+    with pytest.raises(UserError, match=said):
+        evaluations.refuse_sizes(asked, *sizes)
+    evaluations.refuse_sizes(asked, 4000, 0)
