@@ -202,7 +202,8 @@ def to_input(images: Tensor, kind: str = "rgb", draw: int = 0) -> Tensor:
 
     Args:
         kind: rgb; gray3 (luma, three times); lab_l (CIE L* of the image, three times); noisy(t)
-            (x_t of q(x_t | image), t the index in the linear schedule of 1,000 steps).
+            (x_t of q(x_t | image), t the index in the linear schedule of 1,000 steps; the same
+            noise in all channels of an image that has but one).
         draw: which of the NOISE_DRAWS fixed noises, for noisy(t).
     """
     return from_unit(images.float().div(255), kind, draw)
@@ -210,7 +211,8 @@ def to_input(images: Tensor, kind: str = "rgb", draw: int = 0) -> Tensor:
 
 def from_unit(unit: Tensor, kind: str = "rgb", draw: int = 0) -> Tensor:
     """Return float (B, 1 or 3, H, W) in [0, 1], as views give it, as `to_input` returns it."""
-    if unit.shape[1] == 1:
+    planes = unit.shape[1]
+    if planes == 1:
         unit = unit.expand(-1, 3, -1, -1)
     step = noise_step(kind)
     if kind == "rgb" or step is not None:
@@ -223,7 +225,7 @@ def from_unit(unit: Tensor, kind: str = "rgb", draw: int = 0) -> Tensor:
     else:
         raise UserError(f"no input kind {kind!r} in this release; known: {', '.join(INPUTS)}")
     shown = (shown * 2 - 1).contiguous()
-    return shown if step is None else with_noise(shown, step, draw)
+    return shown if step is None else with_noise(shown, step, draw, planes)
 
 
 def noise_step(kind: str) -> int | None:
@@ -232,14 +234,14 @@ def noise_step(kind: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def with_noise(images: Tensor, step: int, draw: int) -> Tensor:
+def with_noise(images: Tensor, step: int, draw: int, planes: int = 3) -> Tensor:
     """Return x_step of q(x_step | images) (Ho et al. 2020, Eq. 4) under a fixed noise.
 
     One noise for all images, so that what a backbone says of an image does not depend on the
-    others that are shown with it.
+    others that are shown with it. With one plane of it, all channels get the same.
     """
     generator = torch.Generator().manual_seed(stream(0, "evaluate", "noisy", draw))
-    noise = torch.randn(1, *images.shape[1:], generator=generator)
+    noise = torch.randn(1, planes, *images.shape[2:], generator=generator)
     kept = float(linear_schedule().alpha_bars[step])
     return math.sqrt(kept) * images + math.sqrt(1 - kept) * noise.to(images)
 

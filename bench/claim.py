@@ -26,17 +26,31 @@ class _Table(BaseModel):
 
 
 class Metric(_Table):
-    """A number of a result: a protocol's metric, or `cost` with a field of the cost table."""
+    """A number of a result: a protocol's metric, or `cost` with a field of the cost table.
+
+    Attributes:
+        sampling: of a protocol over samples, how they are drawn other than by the method's card.
+        below: the number becomes 100 where it is below this, and 0 where it is not.
+    """
 
     protocol: Text
     name: Text
+    sampling: dict[str, bool | int | float | str] = {}
+    below: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Return what tells its protocol from others of the same claim."""
+        drawn = ", ".join(f"{name}={value}" for name, value in sorted(self.sampling.items()))
+        return f"{self.protocol} ({drawn})" if drawn else self.protocol
 
 
 class Tune(_Table):
     """What is chosen anew in a cell, on validation, before the reported runs.
 
     Each factor multiplies the recipe's value of a field; one full run per factor and seed, with
-    seeds that never report and the test split closed. The best mean validation score wins.
+    seeds that never report and the test split closed. The best mean validation score wins (the
+    lowest of a distance).
     """
 
     field: Text
@@ -66,11 +80,15 @@ class Side(_Table):
         methods: of several, the one with the highest mean on validation counts; those that are not
             installed are left out and named.
         settings: fields of the method's config, over the track's recipe for the method.
-        metric: in place of the claim's.
+        metric: in place of the claim's. track: in place of the claim's.
+        group, option: for regret: where the choice is made, and what is chosen there.
     """
 
-    weight: float
+    weight: float = 1.0
     methods: list[Text] = Field(min_length=1)
+    track: str = ""
+    group: str = ""
+    option: str = ""
     settings: dict[str, bool | int | float | str] = {}
     changes: Changes = Changes()
     tune: Tune | None = None
@@ -90,7 +108,7 @@ class Contrast(_Table):
         rule: superiority: the estimate should be above 0, by delta or more. non-inferiority: above
             -delta. within: inside `range`.
         measure: difference: the weighted sum of cell means. ratio: left mean / right mean.
-            relative: 100 * (ratio - 1).
+            relative: 100 * (ratio - 1). regret: see `bench.contrasts.regret`; lower is better.
         sides: the cells. With a `study`: the runs that its code reads, if it reads any; what it
             returns as `quantity`, made as `procedure` says, is the estimate.
         select: the metric, on validation, by which the best of several methods is picked.
@@ -98,7 +116,7 @@ class Contrast(_Table):
 
     name: Text
     rule: Literal["superiority", "non-inferiority", "within"] = "superiority"
-    measure: Literal["difference", "ratio", "relative"] = "difference"
+    measure: Literal["difference", "ratio", "relative", "regret"] = "difference"
     delta: float = Field(default=0.0, ge=0)
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     sides: list[Side] = []
@@ -122,8 +140,13 @@ class Contrast(_Table):
         if self.sides and not any(side.weight > 0 for side in self.sides):
             raise ValueError("one side needs a weight above 0")
         weights = sorted(side.weight for side in self.sides)
-        if self.measure != "difference" and not self.study and weights != [-1, 1]:
+        if self.measure in ("ratio", "relative") and not self.study and weights != [-1, 1]:
             raise ValueError("a ratio has two sides, of weight 1 and -1")
+        if self.measure == "regret":
+            places = {(side.group, side.option) for side in self.sides}
+            groups, options = {g for g, _ in places}, {o for _, o in places}
+            if not len(places) == len(self.sides) == len(groups) * len(options) or len(options) < 2:
+                raise ValueError("regret has one side for each option in each group")
         return self
 
 

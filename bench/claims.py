@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from bench import records
 from bench.cells import decimals, short, table, text
-from bench.claim import Claim, Contrast, load_claim, shipped
+from bench.claim import Claim, Contrast, Metric, load_claim, shipped
 from bench.contrasts import Estimate
 from bench.errors import UserError
 from bench.findings import Finding, Measured, find
@@ -211,7 +211,7 @@ def _sides(claim: Claim, sides: Sequence[Measured], leaderboards_dir: Path) -> l
         metric = side.side.metric
         name = text(side.cell.title or side.cell.method)
         name += f", {text(side.cell.variant)}" if side.cell.variant else ""
-        name += f" ({text(metric.name)})" if metric else ""
+        name += f" ({text(_metric(metric))})" if metric else ""
         rows.append(
             [
                 name,
@@ -227,6 +227,12 @@ def _sides(claim: Claim, sides: Sequence[Measured], leaderboards_dir: Path) -> l
     blocks = [table([text(header) for header in headers], rows, "lrrlr" + "r" * len(beside) + "ll")]
     notes = list(dict.fromkeys(note for side in sides for note in _picks(side)))
     return blocks + (["\n".join(f"- {note}" for note in notes)] if notes else [])
+
+
+def _metric(metric: Metric) -> str:
+    """Return a side's own metric in words."""
+    drawn = metric.key.removeprefix(metric.protocol)
+    return f"{metric.name}{drawn}" + ("" if metric.below is None else f" below {metric.below:g}")
 
 
 def _tuned(cell: CellRecord) -> str:

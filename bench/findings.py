@@ -13,7 +13,7 @@ import numpy as np
 
 from bench import contrasts, observations, records, results, studies
 from bench.claim import Claim, Contrast, Metric, Side
-from bench.columns import Column
+from bench.columns import Column, is_distance
 from bench.contrasts import Estimate
 from bench.errors import UserError
 from bench.records import CellRecord, Record
@@ -98,7 +98,10 @@ def _finding(
         _measured(claim, number, at, side, contrast, record, folder)
         for at, side in enumerate(contrast.sides)
     ]
-    found = contrasts.estimate(_cells(sides), contrast.measure)
+    try:
+        found = _estimate(contrast, sides)
+    except ValueError as error:
+        raise Incomplete(str(error)) from None
     return Finding(
         contrast,
         "judged",
@@ -107,6 +110,12 @@ def _finding(
         sides=tuple(sides),
         holds=record.holds,
     )
+
+
+def _estimate(contrast: Contrast, sides: Sequence[Measured]) -> Estimate:
+    if contrast.measure != "regret":
+        return contrasts.estimate(_cells(sides), contrast.measure)
+    return contrasts.regret({(s.side.group, s.side.option): s.values for s in sides})
 
 
 def _judge(contrast: Contrast, found: Estimate) -> Verdict:
@@ -160,7 +169,8 @@ def _measured(
             )
             for cell in present
         }
-        best = max(picked_by, key=lambda name: picked_by[name])  # of equals, the first listed
+        pick = min if is_distance(metric.protocol, metric.name) else max
+        best = pick(picked_by, key=lambda name: picked_by[name])  # of equals, the first listed
         chosen = next(cell for cell in present if cell.method == best)
     metric = side.metric or claim.metric
     assert metric is not None
@@ -168,7 +178,7 @@ def _measured(
     beside = {}
     for other in claim.beside:
         numbers = [_value(run, other, record) for run in picked]
-        beside[f"{other.protocol} {other.name}"] = float(np.mean(numbers))
+        beside[f"{other.key} {other.name}"] = float(np.mean(numbers))
     return Measured(
         side=side,
         cell=chosen,
@@ -209,7 +219,7 @@ def _runs(cell: CellRecord, record: Record, folder: Path) -> list[Result]:
 
 
 def _entry(run: Result, metric: Metric, record: Record) -> results.EvaluationEntry:
-    return run.evaluations[record.protocols[metric.protocol]]
+    return run.evaluations[record.protocols[metric.key]]
 
 
 def _value(run: Result, metric: Metric, record: Record) -> float:
@@ -230,7 +240,8 @@ def _of(numbers: dict[str, float], metric: Metric, run: Result) -> float:
         raise UserError(
             f"{run.run_id}: {metric.protocol} has no {metric.name!r}; it has {', '.join(numbers)}"
         )
-    return numbers[metric.name]
+    value = numbers[metric.name]
+    return value if metric.below is None else 100.0 * (value < metric.below)
 
 
 def _images(runs: Sequence[Result], metric: Metric, record: Record) -> np.ndarray | None:

@@ -105,6 +105,7 @@ class ConvGenerator(nn.Module):
         width: channels before the image; 128 in the paper, at 64 pixels.
         kind: of latents, normal or uniform.
         gray: make one plane and show it as three, so that no colour has to be unlearned.
+        norm: without, biases instead of BatchNorm (Arjovsky et al. 2017, Figure 6).
 
     Raises:
         Unsupported: see `first_side`.
@@ -118,20 +119,25 @@ class ConvGenerator(nn.Module):
         *,
         kind: str = "normal",
         gray: bool = False,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.latent_features, self.latent_kind = latent_features, kind
         side, doublings = first_side(image_size)
         widths = [width * 2**i for i in reversed(range(doublings))]
+        bias = not norm  # BatchNorm shifts
+
+        def activated(channels: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(channels)] * norm + [nn.ReLU(inplace=True)]
+
         layers: list[nn.Module] = [
-            nn.Linear(latent_features, widths[0] * side * side, bias=False),  # BatchNorm shifts
+            nn.Linear(latent_features, widths[0] * side * side, bias=bias),
             nn.Unflatten(1, (widths[0], side, side)),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(inplace=True),
+            *activated(widths[0]),
         ]
         for before, after in pairwise(widths):
-            layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False))
-            layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias))
+            layers += activated(after)
         layers += [
             nn.ConvTranspose2d(widths[-1], 1 if gray else 3, 4, stride=2, padding=1),
             nn.Tanh(),

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import manager, recipes, records, results, runner, session
+from bench import records, results, runner, session
 from bench.claim import Claim, Metric, Side, Tune
+from bench.columns import is_distance
 from bench.errors import UserError
-from bench.plan import RAW_PIXELS, RAW_PIXELS_METHOD, RunSpec, load_track, override, plan
-from bench.probe import probe
+from bench.ground import Ground, ground, holds, method_of, protocol_hash
+from bench.plan import RunSpec, load_track, override, plan
 from bench.records import CellRecord, Tuned
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Cell:
     Attributes:
         contrast, side: their places in the claim. track: with the side's changes.
         method: its probe, `config` being what the cell starts from; None if it is not installed.
+        ground: of the track without the changes.
     """
 
     contrast: int
@@ -40,6 +42,7 @@ class Cell:
     wanted: Side
     track: Track
     method: dict[str, Any] | None
+    ground: Ground
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,17 @@ class Prepared:
     """A claim's cells, and what planning them needs.
 
     Attributes:
-        data: facts and splits, as `bench.plan.plan` takes them. protocols: {id: hash}.
-        page: what boards say of the claim's track; seeds: of every cell.
+        asked: {`Metric.key`: {"name", "overrides"}} of the evaluations; protocols: their hashes.
+        holds: what boards say of the claim's tracks. seeds: of every cell.
     """
 
     claim: Claim
-    track: Track
     cells: list[Cell]
-    data: dict[str, Any]
+    asked: dict[str, dict[str, Any]]
     protocols: dict[str, str]
     seeds: list[int]
     holds: str
     device: str
-    source: str
 
 
 def prepare(
@@ -72,78 +73,68 @@ def prepare(
     """Return the cells of a claim; nothing is trained.
 
     Raises:
-        UserError: the track is missing, or a setting does not fit its method.
+        UserError: a track is missing, a setting does not fit its method, or the claim's tracks have
+            other settings of its evaluations.
     """
-    standard = load_track(claim.track)
     wanted = [(i, j, side) for i, c in enumerate(claim.contrasts) for j, side in enumerate(c.sides)]
-    asked = dict.fromkeys(name for _, _, side in wanted for name in side.methods)
-    names = [name for name in asked if name in manager.installed()]
-    seeds = seeds_of(standard, claim.seeds)
+
+    def where(side: Side) -> str:
+        return side.track or claim.track
+
+    names = {where(side) for _, _, side in wanted}
+    tracks = {name: load_track(name) for name in sorted(names, key=lambda n: (n != claim.track, n))}
+    seeds = seeds_of(next(iter(tracks.values())), claim.seeds)
     trial_seeds = {seed for _, _, side in wanted if side.tune for seed in side.tune.seeds}
-    folders = session.recipe_folders(leaderboards_dir)
-    kept = {name: r for name in names if (r := recipes.find(folders, standard.id, name))}
-    evaluations = {name: standard.evaluations.get(name, {}) for name in protocol_names(claim)}
-    asking: dict[str, Any] = {
-        "recipe": standard.recipe,
-        "tuned": {name: recipe.config for name, recipe in kept.items()},
-        "runs_dir": runs_dir,
-        "headline": standard.headline,
+    every = [*seeds, *sorted(trial_seeds)]
+    asked = {key: _asked(claim, metric, tracks) for key, metric in metrics_of(claim).items()}
+    grounds = {
+        name: ground(
+            track,
+            [method for _, _, side in wanted if where(side) == name for method in side.methods],
+            every,
+            {evaluation["name"]: evaluation["overrides"] for evaluation in asked.values()},
+            runs_dir=runs_dir,
+            leaderboards_dir=leaderboards_dir,
+        )
+        for name, track in tracks.items()
     }
-    answer = probe(
-        names,
-        overrides={},
-        seeds=[*seeds, *sorted(trial_seeds)],
-        evaluations=standard.evaluations | evaluations,
-        data={
-            "name": standard.data["name"],
-            "image_size": standard.image_size,
-            "store_size": standard.store_size,
-            "parity": standard.parity,
-            "on_bad_image": "error",
-            "test": True,
-            "backbone": standard.backbone,
-        },
-        **asking,
-    )
-    methods: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def method(name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        if name == RAW_PIXELS:
-            return dict(RAW_PIXELS_METHOD)
-        if name not in names:
-            return None
-        key = (name, str(sorted(settings.items())))
-        if key not in methods:
-            found = answer["methods"][name]
-            if settings:
-                texts = {field: _text(value) for field, value in settings.items()}
-                asked_again = probe([name], overrides={name: texts}, seeds=[], data=None, **asking)
-                found = asked_again["methods"][name]
-            if found["error"]:
-                raise UserError(found["error"])
-            found = found | {"plugin": name}
-            if name in kept:
-                found = session.tuned(found, kept[name], standard, answer["protocols"])
-            methods[key] = found
-        return methods[key]
-
-    cells = [
-        Cell(i, j, name, side, changed(standard, side), method(name, side.settings))
-        for i, j, side in wanted
-        for name in side.methods
-    ]
-    kind, amount = next(iter(standard.budget.items()))
+    known: dict[str, dict[str, Any]] = {}
+    cells = []
+    for i, j, side in wanted:
+        on = grounds[where(side)]
+        track = changed(on.track, side)
+        for name in side.methods:
+            cells.append(Cell(i, j, name, side, track, method_of(on, name, side, known), on))
     return Prepared(
         claim=claim,
-        track=standard,
         cells=cells,
-        data=answer["data"],
-        protocols={p["id"]: p["hash"] for p in answer["protocols"] if p["id"] in evaluations},
+        asked=asked,
+        protocols={key: protocol_hash(evaluation, runs_dir) for key, evaluation in asked.items()},
         seeds=seeds,
-        holds=f"{session.backbone_words(standard)}, {standard.id}, {amount} {kind}",
+        holds="; ".join(holds(track) for track in tracks.values()),
         device=device,
-        source=standard.data["name"],
     )
+
+
+def metrics_of(claim: Claim) -> dict[str, Metric]:
+    """Return the metrics that a claim's runs need, one for each evaluation, by `Metric.key`."""
+    metrics = [claim.metric, *claim.beside]
+    for contrast in claim.contrasts:
+        metrics += [contrast.select, *(side.metric for side in contrast.sides)]
+    found = [m for m in metrics if m is not None and m.protocol != "cost"]
+    return {metric.key: metric for metric in found}
+
+
+def _asked(claim: Claim, metric: Metric, tracks: Mapping[str, Track]) -> dict[str, Any]:
+    """Return the evaluation of a metric: by the tracks' settings, and the metric's sampling."""
+    settings = {name: track.evaluations.get(metric.protocol, {}) for name, track in tracks.items()}
+    overrides = next(iter(settings.values()))
+    if any(other != overrides for other in settings.values()):
+        raise UserError(
+            f"claim {claim.id}: {' and '.join(settings)} have other settings of {metric.protocol}"
+        )
+    sampling = {"sampling": dict(metric.sampling)} if metric.sampling else {}
+    return {"name": metric.protocol, "overrides": overrides | sampling}
 
 
 def seeds_of(track: Track, count: int) -> list[int]:
@@ -151,15 +142,6 @@ def seeds_of(track: Track, count: int) -> list[int]:
     listed = list(track.seeds[:count])
     more = (seed for seed in range(1000) if seed not in listed)
     return listed + [next(more) for _ in range(count - len(listed))]
-
-
-def protocol_names(claim: Claim) -> list[str]:
-    """Return the evaluations that a claim's runs need."""
-    metrics = [claim.metric, *claim.beside]
-    for contrast in claim.contrasts:
-        metrics += [contrast.select, *(side.metric for side in contrast.sides)]
-    found = dict.fromkeys(m.protocol for m in metrics if m is not None and m.protocol != "cost")
-    return list(found)
 
 
 def changed(track: Track, side: Side) -> Track:
@@ -180,10 +162,6 @@ def changed(track: Track, side: Side) -> Track:
     return override(track, batch_size=changes.batch_size, epochs=epochs, backbone=changes.backbone)
 
 
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def trial_specs(prepared: Prepared, cell: Cell) -> dict[float, list[RunSpec]]:
     """Return the runs that tune a cell, by factor; none where nothing is tuned.
 
@@ -197,7 +175,7 @@ def trial_specs(prepared: Prepared, cell: Cell) -> dict[float, list[RunSpec]]:
     assert metric is not None  # a claim with sides has one
     return {
         factor: specs(
-            prepared, cell, tune.seeds, {tune.field: scaled(cell, tune, factor)}, [metric.protocol]
+            prepared, cell, tune.seeds, {tune.field: scaled(cell, tune, factor)}, [metric.key]
         )
         for factor in tune.factors
     }
@@ -235,7 +213,8 @@ def choose(
     scored = {factor: score for factor, score in scores.items() if score is not None}
     if not scored:
         raise UserError(f"{cell.name}: none of its trials has a score; see their results")
-    best = max(scored, key=lambda f: (scored[f], -abs(math.log(f)), -f))
+    sign = -1 if is_distance(metric.protocol, metric.name) else 1
+    best = max(scored, key=lambda f: (sign * scored[f], -abs(math.log(f)), -f))
     return Tuned(
         field=tune.field,
         scores={f"{factor:g}": score for factor, score in scores.items()},
@@ -250,22 +229,20 @@ def specs(
     cell: Cell,
     seeds: Iterable[int],
     settings: Mapping[str, Any],
-    protocols: Iterable[str],
+    keys: Iterable[str],
 ) -> list[RunSpec]:
-    """Return a cell's runs, evaluated by no more than the claim needs."""
+    """Return a cell's runs, evaluated by no more than the claim needs: by these `Metric.key`s."""
     assert cell.method is not None
     method = cell.method | {"config": cell.method["config"] | dict(settings)}
     planned = plan(
-        cell.track, {cell.name: method}, prepared.data, seeds=seeds, device=prepared.device
+        cell.track, {cell.name: method}, cell.ground.data, seeds=seeds, device=prepared.device
     )
     tuning = cell.method.get("tuning", "0")
     more = f"+{len(cell.wanted.tune.factors)}" if cell.wanted.tune else ""
-    evaluations = [
-        {"name": name, "overrides": cell.track.evaluations.get(name, {})} for name in protocols
-    ]
+    source, evaluations = cell.track.data["name"], [prepared.asked[key] for key in keys]
     return [
         replace(
-            session.with_source(spec, prepared.source),
+            session.with_source(spec, source),
             evaluations=evaluations,
             row=spec.row | ({"tuning": f"{tuning}{more}"} if spec.plugin else {}),
         )

@@ -167,11 +167,10 @@ def _runs(work: Work, prepared: study.Prepared) -> tuple[int, dict[str, RunSpec]
                     factor: [_read(runner.result_path(spec, options)) for spec in runs]
                     for factor, runs in trials[id(cell)].items()
                 }
-                protocol = prepared.protocols[metric.protocol]
+                protocol = prepared.protocols[metric.key]
                 tuned = study.choose(tune, cell, found, metric, protocol)
                 settings = {tuned.field: tuned.value}
-            names = study.protocol_names(work.claim)
-            specs = study.specs(prepared, cell, prepared.seeds, settings, names)
+            specs = study.specs(prepared, cell, prepared.seeds, settings, prepared.asked)
         tried = [spec for runs in trials.get(id(cell), {}).values() for spec in runs]
         entries.append(study.cell_record(cell, specs, tried, tuned))
         plans |= {spec.run_id: spec for spec in specs}

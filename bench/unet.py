@@ -135,6 +135,7 @@ class BackboneUNet(nn.Module):
     nearly all noise, which the paper's network takes long to pass on through its norms.
 
     Args:
+        channels: of the images; a single one is shown to the backbone as three that are equal.
         width: channels at full resolution; twice as many below it.
         embedding: features of the embedding.
         attention: side of the maps that attention follows.
@@ -150,17 +151,17 @@ class BackboneUNet(nn.Module):
         *,
         width: int,
         embedding: int,
+        channels: int = 3,
         attention: int = 16,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         shapes = map_shapes(backbone, image_size)
-        channels = [maps for maps, _ in shapes]
         below = 2 * width
         self.middle = nn.ModuleList(
             [
-                Level(channels[-1], below, embedding, dropout, attention=True),
+                Level(shapes[-1][0], below, embedding, dropout, attention=True),
                 ResidualBlock(below, below, embedding, dropout),
             ]
         )
@@ -170,13 +171,14 @@ class BackboneUNet(nn.Module):
             Level(below + maps, after, embedding, dropout, attention=side == attention)
             for (maps, side), after in zip(joined, outputs, strict=False)
         )
-        self.inlet = _conv(3, width)
+        self.inlet = _conv(channels, width)
         self.last = ResidualBlock((width if joined else below) + width, width, embedding, dropout)
-        self.out = nn.Sequential(group_norm(width), nn.SiLU(), _zero(_conv(width, 3)))
-        self.gain = nn.Sequential(nn.SiLU(), _zero(nn.Linear(embedding, 3)))
+        self.out = nn.Sequential(group_norm(width), nn.SiLU(), _zero(_conv(width, channels)))
+        self.gain = nn.Sequential(nn.SiLU(), _zero(nn.Linear(embedding, channels)))
 
     def forward(self, images: Tensor, embedding: Tensor) -> Tensor:
-        maps = list(stage_maps(self.backbone, images).values())
+        shown = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        maps = list(stage_maps(self.backbone, shown).values())
         x = maps[-1]
         for block in self.middle:
             x = block(x, embedding)
@@ -280,21 +282,28 @@ class NetworkConfig(Protocol):
     dropout: float
 
 
-def noise_network(config: NetworkConfig, backbone: nn.Module, image_size: int) -> nn.Module:
+def noise_network(
+    config: NetworkConfig, backbone: nn.Module, image_size: int, *, gray: bool = False
+) -> nn.Module:
     """Return the U-Net of images that a method's configuration names.
+
+    Args:
+        gray: images have one channel and not three.
 
     Raises:
         ValueError: config.network is of no known kind.
         Unsupported: the backbone gives no maps.
     """
     check_network(config.network)
+    channels = 1 if gray else 3
     if config.network == "paper":
-        return paper_unet(config, 3, image_size)
+        return paper_unet(config, channels, image_size)
     return BackboneUNet(
         backbone,
         image_size,
         width=config.width,
         embedding=4 * config.width,
+        channels=channels,
         attention=config.attention,
         dropout=config.dropout,
     )

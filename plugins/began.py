@@ -22,7 +22,7 @@ from bench import Engine, MethodCard, hookimpl
 from bench.adversarial import Game, Readout, shifted
 from bench.distributed import gather
 from bench.generators import first_side, interpolate, latents, sample
-from bench.layers import fix_batch_norm
+from bench.layers import fix_batch_norm, group_batch_norm
 
 SHOWN = 8  # images kept for the picture of reconstructions
 
@@ -33,6 +33,7 @@ class Config:
 
     latent_features: int = 64  # N_z = N_h, Section 4.1
     width: int = 64  # n, filters of every layer, Section 4.1
+    generator_norm: bool = False  # BatchNorm in the generator, which the paper's has not
     diversity: float = 0.5  # gamma, Section 3.3; lower: sharper and fewer modes
     gain: float = 1e-3  # lambda_k, Section 3.4
     lr: float = 1e-4  # Section 4.1
@@ -62,7 +63,13 @@ class Decoder(nn.Module):
     latent_kind = "uniform"  # Section 3.5
 
     def __init__(
-        self, latent_features: int, width: int, image_size: int, *, gray: bool = False
+        self,
+        latent_features: int,
+        width: int,
+        image_size: int,
+        *,
+        gray: bool = False,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.latent_features = latent_features
@@ -73,7 +80,8 @@ class Decoder(nn.Module):
         for level in range(doublings):
             layers += [nn.Upsample(scale_factor=2)] if level else []
             for _ in range(2):
-                layers += [nn.Conv2d(width, width, 3, padding=1), nn.ELU(inplace=True)]
+                layers += [nn.Conv2d(width, width, 3, padding=1)]
+                layers += [nn.BatchNorm2d(width)] * norm + [nn.ELU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -125,11 +133,11 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/1703.10717",
         family="gan",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL},
         search={
-            "lr": ("log_uniform", 5e-5, 4e-3),
-            "diversity": ("choice", 0.7, 0.5, 0.3),
-            "gain": ("choice", 1e-2, 1e-3),
+            "lr": ("log_uniform", 2e-4, 8e-3),
+            "diversity": ("choice", 0.7, 1.0, 0.5),
+            "gain": ("choice", 1e-2, 1e-1),
         },
         sampling=Sampling(),
         departs="the track's backbone encodes in the discriminator; its BatchNorm only scales",
@@ -145,8 +153,9 @@ def rates(config: Config) -> dict[str, Any]:
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     size, gray = engine.image_size, engine.gray
-    maker = Decoder(config.latent_features, config.width, size, gray=gray)  # one form, Section 3.5
-    generator = engine.prepare(maker, "generator")
+    norm = config.generator_norm  # else generator and decoder have one form, Section 3.5
+    maker = Decoder(config.latent_features, config.width, size, gray=gray, norm=norm)
+    generator = engine.prepare(group_batch_norm(maker), "generator")
     judge = Autoencoder(fix_batch_norm(backbone), config, size, gray=gray)
     autoencoder = engine.prepare(judge, "autoencoder")
     descend = engine.optimizer(generator, name="generator", **rates(config))

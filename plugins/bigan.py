@@ -119,7 +119,7 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/1605.09782",
         family="gan",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL},
         search={
             "lr": ("log_uniform", 1e-4, 4e-3),
             "beta1": ("choice", 0.5, 0.0),

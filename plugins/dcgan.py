@@ -75,7 +75,7 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/1511.06434",
         family="gan",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL},
         search={
             "discriminator_lr": ("log_uniform", 1e-5, 5e-4),
             "generator_lr": ("log_uniform", 1e-4, 2e-3),

@@ -58,7 +58,7 @@ class Config:
 
 PAPER = replace(Config(), network="paper")
 
-# 3 epochs of a 0.3M-parameter ResNet at 32 px.
+# A few minutes of one core: some thousand steps of a 0.3M-parameter ResNet at 32 px.
 SMALL = replace(
     Config(),
     width=24,
@@ -98,15 +98,13 @@ class Denoiser(nn.Module):
     The label after the last class is the null token: no label is given.
     """
 
-    def __init__(
-        self, backbone: nn.Module, config: Config, image_size: int, num_classes: int
-    ) -> None:
+    def __init__(self, backbone: nn.Module, config: Config, engine: Engine) -> None:
         super().__init__()
         features = 4 * config.width
-        self.num_classes = num_classes
+        self.num_classes = engine.num_classes
         self.time = TimeEmbedding(config.width, features)
-        self.label = nn.Embedding(num_classes + 1, features)
-        self.unet = noise_network(config, backbone, image_size)
+        self.label = nn.Embedding(engine.num_classes + 1, features)
+        self.unet = noise_network(config, backbone, engine.image_size, gray=engine.gray)
 
     def forward(self, noisy: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.unet(noisy, self.time(t) + self.label(labels))
@@ -121,7 +119,8 @@ class ConditionalDDPM(nn.Module):
         self.momentum = ema_momentum(config.ema, config.ema_half_life_epochs, epoch)
         self.backbone, self.image_size = backbone, engine.image_size
         self.label_drop = config.label_drop
-        self.network = Denoiser(backbone, config, engine.image_size, engine.num_classes)
+        self.channels = 1 if engine.gray else 3
+        self.network = Denoiser(backbone, config, engine)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.schedule = linear_schedule(config.steps, *config.betas, device=engine.device)
 
@@ -129,7 +128,7 @@ class ConditionalDDPM(nn.Module):
         """Return the loss of Algorithm 1, some labels dropped."""
         dropped = torch.rand(len(labels), device=labels.device) < self.label_drop
         given = torch.where(dropped, self.network.num_classes, labels)
-        return noise_loss(self.network, self.schedule, images, given)
+        return noise_loss(self.network, self.schedule, images[:, : self.channels], given)
 
     def after_step(self) -> None:
         ema_update(self.average, self.network, self.momentum)
@@ -184,8 +183,8 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
 @hookimpl
 def generate(model: ConditionalDDPM, num_images: int, labels: Tensor, sampling: Sampling) -> Tensor:
     predict, settings = prepared(model, sampling)
-    start = pure_noise(model.average, num_images, 3, model.image_size)
-    return sample(predict, model.schedule, start, labels, **settings)
+    start = pure_noise(model.average, num_images, model.channels, model.image_size)
+    return sample(predict, model.schedule, start, labels, **settings).expand(-1, 3, -1, -1)
 
 
 @hookimpl
@@ -193,6 +192,7 @@ def picture(model: ConditionalDDPM, engine: Engine, sampling: Sampling) -> dict[
     """Return noise on its way to images, a row for each of the first classes."""
     predict, settings = prepared(model, sampling)
     rows = min(8, model.network.num_classes)
-    start = pure_noise(model.average, rows, 3, model.image_size)
+    start = pure_noise(model.average, rows, model.channels, model.image_size)
     labels = torch.arange(rows, device=start.device)
-    return {"denoising": strip(predict, model.schedule, start, labels, **settings)}
+    chain = strip(predict, model.schedule, start, labels, **settings)
+    return {"denoising": chain.expand(-1, -1, 3, -1, -1)}

@@ -36,7 +36,7 @@ class Config:
     generator_loss: str = "non_saturating"  # or minimax, Section 3
     discriminator_steps: int = 1  # k of Algorithm 1, in each of which a batch is drawn
     generator: str = "mlp"  # mlp or conv
-    generator_norm: bool = False  # BatchNorm in the mlp; conv always has it
+    generator_norm: bool = False  # BatchNorm in the generator
     latent_features: int = 100
     width: int = 1200  # of the mlp's hidden layers; of conv's last map
     optimizer: str = "sgd"
@@ -61,6 +61,7 @@ class Config:
 SMALL = replace(
     Config(),
     generator="conv",
+    generator_norm=True,
     width=32,
     optimizer="adam",
     discriminator_lr=1e-4,
@@ -100,7 +101,9 @@ def build_generator(config: Config, image_size: int, gray: bool) -> nn.Module:
     """Return the generator that the configuration names."""
     if config.generator == "mlp":
         return Generator(config, image_size, gray=gray)
-    return ConvGenerator(config.latent_features, config.width, image_size, gray=gray)
+    return ConvGenerator(
+        config.latent_features, config.width, image_size, gray=gray, norm=config.generator_norm
+    )
 
 
 def rates(config: Config, lr: float) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/1406.2661",
         family="gan",
         defaults=Config(),
-        recipes={"small": SMALL},
+        recipes={"small": SMALL, "small_color": SMALL},
         search={
             "discriminator_lr": ("log_uniform", 2e-5, 1e-3),
             "generator_lr": ("log_uniform", 1e-4, 2e-3),

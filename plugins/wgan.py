@@ -38,6 +38,7 @@ class Config:
     long_every: int = 500  # and for each 500th
     latent_features: int = 100  # main.py
     width: int = 64  # of the generator before the image, main.py
+    generator_norm: bool = True  # BatchNorm in it; without: Section 4.3
     critic_map: bool = False  # read the last feature map flattened, not pooled
     lr: float | None = None  # both networks'; None: 5e-5 (RMSprop), 1e-4 with a penalty (Adam)
     shift: int = 0  # pixels by which what the critic sees moves at random
@@ -54,7 +55,7 @@ class Config:
 # The bound is for a timm ResNet: at 0.01 its maps' variance falls below BatchNorm's epsilon, block
 # by block, and nothing of the critic's slope is left (1e-7 per image; 0.1 at a bound of 0.1).
 SMALL = replace(
-    Config(), clip=0.1, width=32, critic_steps=3, long_critic_steps=None, lr=5e-4, shift=4
+    Config(), clip=0.1, width=32, critic_steps=3, long_critic_steps=None, lr=1e-3, shift=4
 )
 SMALL_GP = replace(SMALL, gradient_penalty=10.0)
 
@@ -96,10 +97,10 @@ def describe() -> MethodCard:
         paper="https://arxiv.org/abs/1701.07875",
         family="gan",
         defaults=Config(),
-        recipes={"small": SMALL, "small_gp": SMALL_GP},
+        recipes={"small": SMALL, "small_color": SMALL, "small_gp": SMALL_GP},
         search={
-            "lr": ("log_uniform", 5e-5, 4e-3),
-            "clip": ("choice", 0.1, 0.03, 0.01),
+            "lr": ("log_uniform", 2e-4, 8e-3),
+            "clip": ("choice", 0.1, 0.05, 0.2),
             "critic_steps": ("choice", 3, 5, 2),
         },
         sampling=Sampling(),
@@ -110,7 +111,8 @@ def describe() -> MethodCard:
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
     size = engine.image_size
-    maker = ConvGenerator(config.latent_features, config.width, size, gray=engine.gray)
+    latent, norm = config.latent_features, config.generator_norm
+    maker = ConvGenerator(latent, config.width, size, gray=engine.gray, norm=norm)
     judge = Discriminator(backbone, size if config.critic_map else None)
     if config.init_std is not None:
         normal_init(maker, config.init_std)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.contrasts import Cell, estimate, seeds_until
+from bench.contrasts import Cell, estimate, regret, seeds_until
 
 SIMULATIONS = 1500  # at a coverage of 95 %, 0.56 points of standard error; the seeds are fixed
 
@@ -107,3 +107,47 @@ def test_no_number_of_seeds_helps_against_too_few_images():
     images = 100.0 * (generator.uniform(size=50) < 0.5)
     found = estimate([Cell(np.array([1.0, 1.1, 0.9]), images, 1)])
     assert seeds_until(found, lambda value, low, high: low > 0) is None
+
+
+# Regret
+
+
+def places(**values: list[float]) -> dict[tuple[str, str], np.ndarray]:
+    """Return values of options a and b in groups x and y, from `xa=[...], xb=...`."""
+    return {(name[0], name[1]): np.array(v) for name, v in values.items()}
+
+
+def test_regret_is_what_the_least_bad_option_costs_where_it_costs_most():
+    found = regret(places(xa=[1, 1, 1], xb=[2, 2, 2], ya=[3, 3, 3], yb=[2, 2, 2]))
+    assert (found.value, found.low, found.high, found.n) == (50.0, 50.0, 50.0, 3)
+    same = regret(places(xa=[1, 2, 3], xb=[2, 3, 4], ya=[1, 1, 1], yb=[3, 2, 3]))
+    assert (same.value, same.low, same.high) == (0, 0, 0)  # a is best in both
+
+
+def test_a_seed_is_measured_by_what_the_others_chose():
+    """Seed 0 alone would choose a everywhere at no cost; by the others, b, at 100 %."""
+    found = regret(places(xa=[1, 2, 2], xb=[2, 1, 1], ya=[1, 2, 2], yb=[2, 1, 1]))
+    assert found.value == pytest.approx(0)  # b, best in both by any two seeds
+    found = regret(places(xa=[1, 9, 9], xb=[1, 1, 1], ya=[1, 1, 1], yb=[2, 2, 2]))
+    assert found.value == pytest.approx(100)  # b for all, twice as far as a in y
+
+
+def test_noise_alone_is_no_regret():
+    generator = np.random.default_rng(7)
+    found = []
+    for _ in range(SIMULATIONS):
+        drawn = np.exp(generator.normal(0, 0.1, (2, 3, 5)))
+        groups = {(str(g), str(o)): drawn[g, o] for g in range(2) for o in range(3)}
+        found.append(regret(groups))
+    # Best of six noisy values over the worst would be some 20 %.
+    assert abs(np.mean([f.value for f in found])) < 2
+    # Seeds share in each other's choices, so more than 2.5 % lie above 0: 6.8 %.
+    assert np.mean([f.low > 0 for f in found]) < 0.085
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"), [([1.0], "two seeds"), ([1.0, 0.0], "above 0, got 0")]
+)
+def test_regret_of_what_has_none_is_refused(values, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        regret(places(xa=values, xb=values))

@@ -41,6 +41,13 @@ def test_the_paper_s_generator_has_the_paper_s_widths() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in layers[-2:])
 
 
+def test_a_generator_without_norms_has_biases() -> None:
+    layers = ConvGenerator(100, 8, 32, norm=False).layers
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in layers)
+    weighted = [m for m in layers if isinstance(m, nn.Linear | nn.ConvTranspose2d)]
+    assert all(m.bias is not None for m in weighted)
+
+
 def test_latents_are_normal_or_uniform() -> None:
     torch.manual_seed(0)
     normal = generators.latents(ConvGenerator(50, 4, 28), 400)

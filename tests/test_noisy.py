@@ -66,6 +66,9 @@ def test_noise_is_that_of_the_step_and_the_same_for_every_image() -> None:
         assert torch.allclose(again[0], shown[1])
         other = backbones.to_input(images, f"noisy({step})", 3)
         assert not torch.allclose(other, shown)
+        assert torch.allclose(noise[:, 0], noise[:, 1], atol=1e-6)  # of a single plane
+        colour = backbones.to_input(images.expand(-1, 3, -1, -1), f"noisy({step})", 2)
+        assert not torch.allclose(colour[:, 0], colour[:, 1], atol=1e-3)
 
 
 def test_features_are_the_mean_over_the_fixed_draws() -> None:

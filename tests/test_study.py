@@ -482,7 +482,7 @@ def test_a_verdict_is_a_word_of_the_page():
         ([], "expected the NAME of a claim, or all; --list names them"),
         (["head-linaer"], "no claim 'head-linaer'; did you mean head-linear"),
         (["latent-easier"], "claim latent-easier: out of reach: The sentence is about high"),
-        (["cfg"], "claim cfg: its study (guidance) is not part of this version"),
+        (["semi-sup"], "claim semi-sup: its study (semi_supervised) is not part of this version"),
     ],
 )
 def test_what_the_command_refuses(arguments, said, capsys, tmp_path):

@@ -23,12 +23,12 @@ NARROW = {
 }
 
 
-def trainer(folder: Path, steps: int) -> Trainer:
+def trainer(folder: Path, steps: int, channels: int = 3) -> Trainer:
     """Return an engine over 64 images of 16 px that are bright on one side."""
     folder.mkdir(exist_ok=True)
     generator = np.random.Generator(np.random.PCG64(0))
     levels = generator.integers(0, 60, (64, 1, 1, 1), dtype=np.uint8)
-    images = np.tile(levels, (1, 3, 16, 16))
+    images = np.tile(levels, (1, channels, 16, 16))
     images[:32, :, :, 8:] += 180
     images[32:, :, :, :8] += 180
     return Trainer(images, None, None, steps=steps, batch_size=16, seed=0, folder=folder)
@@ -116,6 +116,21 @@ def test_denoising_strip_goes_from_noise_to_image(trained: ddpm.DDPM, tmp_path: 
     assert found.shape == (8, 9, 3, 16, 16)
     assert float(found.abs().max()) <= 1
     assert float(rough(found[:, -1]).mean()) < 0.8 * float(rough(found[:, 0]).mean())
+
+
+def test_gray_images_are_noised_on_one_plane(tmp_path: Path) -> None:
+    engine = trainer(tmp_path, 20, channels=1)
+    seen: list[Tensor] = []
+    backbone = engine.place(backbones.build(NARROW, 16))
+    backbone.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model = ddpm.pretrain(backbone, CONFIG, engine)
+    drawn = ddpm.generate(model, 4, None, ddpm.Sampling(steps=5))
+    assert drawn.shape == (4, 3, 16, 16)
+    assert torch.equal(drawn[:, 0], drawn[:, 2])
+    assert all(torch.equal(images[:, 0], images[:, 1]) for images in seen)
+    assert float(seen[-1].std()) > 0.2
+    chain = ddpm.picture(model, engine, ddpm.Sampling(steps=5))["denoising"]
+    assert chain.shape[2] == 3
 
 
 def test_both_weightings_train_and_differ(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_labels_are_dropped_at_the_configured_rate() -> None:
     model = object.__new__(ddpm_cond.ConditionalDDPM)
     nn.Module.__init__(model)
     network.num_classes = 7
-    model.label_drop, model.schedule = 0.1, ddpm_cond.linear_schedule()
+    model.label_drop, model.schedule, model.channels = 0.1, ddpm_cond.linear_schedule(), 3
     object.__setattr__(model, "network", network)
     labels = torch.arange(20_000) % 7
     torch.manual_seed(0)
