@@ -37,6 +37,19 @@ def cell(values: Sequence[float], prior: Prior | None = None) -> Cell:
     return Cell(mean, mean - reach, mean + reach, len(numbers), df)
 
 
+def one_more(cell: Cell, *, columns: int = 1) -> tuple[float, float]:
+    """Return the interval in which one more run of a cell's row lies with 95 %.
+
+    That of the mean over n seeds, sqrt(n + 1) times as wide: a run has its own seed's share too.
+
+    Args:
+        columns: how many intervals are to hold at the same time (Bonferroni).
+    """
+    wider = stdtrit(cell.df, 1 - LEVEL / columns / 2) / stdtrit(cell.df, 1 - LEVEL / 2)
+    reach = float((cell.high - cell.low) / 2 * np.sqrt(cell.n + 1) * wider)
+    return cell.mean - reach, cell.mean + reach
+
+
 def compare(
     columns: Mapping[str, Sequence[float]],
     *,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import publish, statistics
+from bench import distances, publish, statistics
 from bench.columns import Column
 from bench.errors import UserError
 from bench.reproductions import backbone_sha256
@@ -78,7 +78,7 @@ def compare(run: Result, again: Result, row: Row) -> Verdict:
     if then == now and all(old == new for old, new in numbers.values()):
         what = f"backbone {now[:12]}" if now else "nothing trains, and all numbers are equal"
         return Verdict("bytes", f"same bytes: {what}")
-    judged = [column for column in columns if column.is_accuracy and column.num_images(run)]
+    judged = [column for column in columns if _has_interval(run, row, column)]
     others = [c.title for c in columns if c not in judged and numbers[c][0] != numbers[c][1]]
     if then == now and others:
         said = f"the same backbone gives other numbers for {', '.join(others)}"
@@ -90,7 +90,8 @@ def compare(run: Result, again: Result, row: Row) -> Verdict:
         low, high = _interval(run, row, column, len(judged))
         new = numbers[column][1]
         if not low - ROUNDING <= new <= high + ROUNDING:
-            short = f"{low - new:.2f} points below" if new < low else f"{new - high:.2f} above"
+            unit = "" if column.is_distance else " points"
+            short = f"{low - new:.2f}{unit} below" if new < low else f"{new - high:.2f} above"
             far.append(f"{column.title} {new:.2f} is {short} {low:.2f} to {high:.2f}")
     bytes_ = "the same backbone" if then == now else f"backbone {now[:12]}, not {then[:12]}"
     if far:
@@ -104,8 +105,17 @@ def compare(run: Result, again: Result, row: Row) -> Verdict:
 def _interval(run: Result, row: Row, column: Column, columns: int) -> tuple[float, float]:
     num_images = column.num_images(run)
     cell = row.board.cells.get((row.row.key, column))
+    if column.is_distance and cell is not None:
+        return distances.one_more(cell, columns=columns)
     cell = cell or statistics.cell(column.values([run]), num_images)  # a row that does not count
     return statistics.one_more(cell, num_images, columns=columns)
+
+
+def _has_interval(run: Result, row: Row, column: Column) -> bool:
+    """Return whether one more run of the row can be judged by a column."""
+    if column.is_distance:  # of sets: one seed says nothing of another
+        return (row.row.key, column) in row.board.cells
+    return column.is_accuracy and column.num_images(run) > 0
 
 
 def differences(run: Result, again: Result) -> list[str]:

@@ -66,3 +66,16 @@ def test_lead_of_four_sds_is_found() -> None:
         rows["m0"] = rng.normal(84, 4, 5)
         found += distances.compare(rows).ranks["m0"] == (1, 1)
     assert found >= 190
+
+
+def test_one_more_run_lies_where_it_should() -> None:
+    """Of five seeds, as many intervals hold a sixth value as they say, within 5 sds of chance."""
+    generator = np.random.default_rng(3)
+    held, times = 0, 4000
+    for _ in range(times):
+        *values, another = generator.normal(50, 4, 6)
+        low, high = distances.one_more(distances.cell(values))
+        held += low <= another <= high
+    assert held / times == pytest.approx(0.95, abs=5 * (0.95 * 0.05 / times) ** 0.5)
+    alone, among = (distances.one_more(distances.cell(values), columns=c) for c in (1, 3))
+    assert among[0] < alone[0] < alone[1] < among[1]

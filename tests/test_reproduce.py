@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_runs import HOSTILE, NARROW, TRACK, write_data
 from synthetic_results import KNN, LINEAR, board, result, track
+from test_generated import GENERATION, SETTINGS, page
 
 from bench import cli, publish, session, verdict
 from bench.draw import choose
@@ -295,6 +296,26 @@ def test_a_metric_without_an_interval_binds_the_same_backbone_alone(tmp_path: Pa
     assert (found.kind, "other numbers for distances: fid" in found.said) == ("outside", True)
     found = verdict.compare(run, with_distance(trained(run, "b" * 64), 4.0), row)
     assert (found.kind, "no interval to judge distances: fid" in found.said) == ("interval", True)
+
+
+def with_kid(run: Result, value: float) -> Result:
+    metrics = {"kid": value, "kid_low": value - 9, "kid_high": value + 9}
+    entry = {"id": "generation", "version": 1, "settings": SETTINGS, "metrics": metrics}
+    return altered(run, evaluations=run.document()["evaluations"] | {GENERATION: entry})
+
+
+def test_a_distance_is_judged_by_its_seeds(tmp_path: Path) -> None:
+    """Seeds at 100, 104, ...: one more lies near them or does not."""
+    runs = [with_kid(trained(run, "a" * 64), 100.0 + 4 * run.seed) for run in board()]
+    run = next(run for run in runs if run.method == "turn_net")
+    row_of(runs, run, tmp_path)
+    publish.write_track(tmp_path / "clothes", page())
+    row = verdict.published_row(tmp_path / "clothes" / f"{run.run_id}.json", run)
+    for value, kind in ((95.0, "interval"), (115.0, "interval"), (160.0, "outside")):
+        found = verdict.compare(run, with_kid(trained(run, "b" * 64), value), row)
+        assert found.kind == kind, found.said
+    assert "160.00 is" in found.said
+    assert "points" not in found.said
 
 
 def test_published_seeds_fit_their_own_rows(tmp_path: Path) -> None:
