@@ -84,7 +84,7 @@ def outcome(result: Result | None) -> str:
         f"{entry.id} {name.removesuffix('_top1')} {value:.1f}"
         for entry in result.evaluations.values()
         for name, value in (entry.metrics or entry.validation).items()
-        if name in ("best_top1", "top1", "k10_top1")
+        if name in ("best_top1", "top1", "k10_top1", "kid")
     ]
     return f"{', '.join(scores)} ({duration(result.cost.wall_seconds)})"
 
