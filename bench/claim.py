@@ -29,20 +29,23 @@ class Metric(_Table):
     """A number of a result: a protocol's metric, or `cost` with a field of the cost table.
 
     Attributes:
-        sampling: of a protocol over samples, how they are drawn other than by the method's card.
+        settings: of the protocol, other than the track's. sampling: of a protocol over samples, how
+            they are drawn other than by the method's card.
         below: the number becomes 100 where it is below this, and 0 where it is not.
     """
 
     protocol: Text
     name: Text
+    settings: dict[str, bool | int | float | str] = {}
     sampling: dict[str, bool | int | float | str] = {}
     below: float | None = None
 
     @property
     def key(self) -> str:
         """Return what tells its protocol from others of the same claim."""
-        drawn = ", ".join(f"{name}={value}" for name, value in sorted(self.sampling.items()))
-        return f"{self.protocol} ({drawn})" if drawn else self.protocol
+        changes = [*sorted(self.settings.items()), *sorted(self.sampling.items())]
+        said = ", ".join(f"{name}={value}" for name, value in changes)
+        return f"{self.protocol} ({said})" if said else self.protocol
 
 
 class Tune(_Table):
@@ -76,7 +79,7 @@ class Side(_Table):
     """One cell of a contrast: a method with settings, or the best of several on validation.
 
     Attributes:
-        weight: of the cell's mean in the contrast, +1 or -1 mostly.
+        weight: of the cell's mean in the contrast, +1 or -1 mostly; 0 if it is only shown.
         methods: of several, the one with the highest mean on validation counts; those that are not
             installed are left out and named.
         settings: fields of the method's config, over the track's recipe for the method.
@@ -139,7 +142,7 @@ class Contrast(_Table):
             raise ValueError("non-inferiority needs a delta above 0")
         if self.sides and not any(side.weight > 0 for side in self.sides):
             raise ValueError("one side needs a weight above 0")
-        weights = sorted(side.weight for side in self.sides)
+        weights = sorted(side.weight for side in self.sides if side.weight)
         if self.measure in ("ratio", "relative") and not self.study and weights != [-1, 1]:
             raise ValueError("a ratio has two sides, of weight 1 and -1")
         if self.measure == "regret":

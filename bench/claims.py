@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from bench import records
+from bench import records, sweeps
 from bench.cells import decimals, short, table, text
 from bench.claim import Claim, Contrast, Metric, load_claim, shipped
 from bench.contrasts import Estimate
@@ -64,7 +65,10 @@ def write(leaderboards_dir: Path) -> list[Path]:
     if not exists(leaderboards_dir):
         return []
     write_text(leaderboards_dir / PAGE, render(leaderboards_dir))
-    return [leaderboards_dir / PAGE]
+    written = [leaderboards_dir / PAGE]
+    for claim, findings in _all(leaderboards_dir):
+        written += sweeps.write(leaderboards_dir, claim, findings)
+    return written
 
 
 def check(leaderboards_dir: Path) -> list[str]:
@@ -77,10 +81,20 @@ def check(leaderboards_dir: Path) -> list[str]:
         found.append(f"{PAGE}: missing")
     elif page.read_bytes() != render(leaderboards_dir).encode():
         found.append(f"{PAGE}: differs from its results")
+    for claim, findings in _all(leaderboards_dir):
+        found += sweeps.faults(leaderboards_dir, claim, findings)
     for file in sorted((leaderboards_dir / FOLDER / "records").glob("*.json")):
         if file.stem not in shipped():
             found.append(f"{FOLDER}/records/{file.name}: no claim of this name")
     return found
+
+
+def _all(leaderboards_dir: Path) -> Iterator[tuple[Claim, Sequence[Finding]]]:
+    """Yield the claims whose files can be read, with what they say."""
+    for name in shipped():
+        claim = load_claim(name)
+        with contextlib.suppress(UserError):  # the page says so
+            yield claim, find(claim, leaderboards_dir / FOLDER)[1]
 
 
 def state(claim: Claim, finding: Finding) -> str:
@@ -146,6 +160,8 @@ def _section(
         blocks += _finding(claim, finding, leaderboards_dir)
         blocks += [block for block in more if block not in told]
         told |= set(more)
+    if sweeps.sweeps(findings)[1]:
+        blocks.append(f"![{text(claim.id)}]({quote(sweeps.file_name(claim))})")
     blocks.append(_footer(claim, findings))
     return "\n\n".join(blocks)
 

@@ -50,12 +50,23 @@ class Curve:
     scores: tuple[float, ...]
 
 
-def rows_sha256(points: Sequence[Point] | Sequence[Curve]) -> str:
+@dataclass(frozen=True)
+class Sweep:
+    """One metric by a setting: (setting, mean, low, high) by rising setting."""
+
+    label: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+
+Rows = Sequence[Point] | Sequence[Curve] | Sequence[Sweep]
+
+
+def rows_sha256(points: Rows) -> str:
     """Return the hash of what a picture shows, whatever the order of its rows."""
     return digest(sorted((asdict(point) for point in points), key=digest))
 
 
-def figure_is_current(svg: str, points: Sequence[Point] | Sequence[Curve]) -> bool:
+def figure_is_current(svg: str, points: Rows) -> bool:
     """Return whether an SVG shows these rows; its drawing may be another matplotlib's."""
     found = re.search(rf"<!-- {ROWS_MARK} ([0-9a-f]{{64}}) -->", svg)
     return found is not None and found[1] == rows_sha256(points)
@@ -101,6 +112,33 @@ def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
         axes.set_ylabel(_plain(f"expected best validation score in {unit}"), parse_math=False)
 
     return _svg(draw, rows_sha256(curves))
+
+
+def sweep_svg(sweeps: Sequence[Sweep], *, xlabel: str) -> str:
+    """Return the picture of metrics by a setting, on a logarithmic axis where it spans much."""
+
+    def draw(axes) -> None:
+        settings = sorted({point[0] for sweep in sweeps for point in sweep.points})
+        if settings[0] > 0 and settings[-1] > 20 * settings[0]:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(settings, [f"{setting:g}" for setting in settings])
+        for at, sweep in enumerate(sweeps):
+            places, means, lows, highs = zip(*sweep.points, strict=True)
+            errors = [
+                [mean - low for mean, low in zip(means, lows, strict=True)],
+                [high - mean for mean, high in zip(means, highs, strict=True)],
+            ]
+            color = _COLORS[at % len(_COLORS)]
+            label = _plain(sweep.label)
+            axes.errorbar(places, means, yerr=errors, color=color, fmt=".-", capsize=2, label=label)
+        axes.set_xlabel(_plain(xlabel), parse_math=False)
+        if len(sweeps) > 1:
+            axes.legend(frameon=False)
+        else:
+            axes.set_ylabel(_plain(sweeps[0].label), parse_math=False)
+
+    return _svg(draw, rows_sha256(sweeps))
 
 
 def _svg(draw: Callable[[Any], None], sha256: str) -> str:

@@ -126,7 +126,7 @@ def _judge(contrast: Contrast, found: Estimate) -> Verdict:
 def _cells(sides: Sequence[Measured]) -> list[contrasts.Cell]:
     """Return the cells of a contrast; sides of the same runs are one cell, seed by seed."""
     merged: dict[tuple[str, ...], contrasts.Cell] = {}
-    for side in sides:
+    for side in (side for side in sides if side.side.weight):
         key = (side.cell.track, *side.cell.runs.values())
         weight = side.side.weight
         if key not in merged:

@@ -134,7 +134,7 @@ def _asked(claim: Claim, metric: Metric, tracks: Mapping[str, Track]) -> dict[st
             f"claim {claim.id}: {' and '.join(settings)} have other settings of {metric.protocol}"
         )
     sampling = {"sampling": dict(metric.sampling)} if metric.sampling else {}
-    return {"name": metric.protocol, "overrides": overrides | sampling}
+    return {"name": metric.protocol, "overrides": overrides | metric.settings | sampling}
 
 
 def seeds_of(track: Track, count: int) -> list[int]:

@@ -139,7 +139,7 @@ def test_noise_alone_is_no_regret():
         drawn = np.exp(generator.normal(0, 0.1, (2, 3, 5)))
         groups = {(str(g), str(o)): drawn[g, o] for g in range(2) for o in range(3)}
         found.append(regret(groups))
-    assert abs(np.mean([f.value for f in found])) < 2
+    assert abs(np.mean([f.value for f in found])) < 0.9  # 2.1 if chosen by what measures
     # Seeds share in each other's choices, so more than 2.5 % lie above 0: 6.8 %.
     assert np.mean([f.low > 0 for f in found]) < 0.085
 

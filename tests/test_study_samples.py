@@ -10,7 +10,7 @@ import pytest
 import small_runs
 
 from bench import claim as claims_
-from bench import claims, contrasts, records, results, studying
+from bench import claims, contrasts, records, results, studying, sweeps
 from bench.claim import Claim
 from bench.findings import find
 from bench.runner import Options
@@ -67,9 +67,23 @@ settings = { width = 8 }
 metric = { protocol = "generation", name = "fd", sampling = { steps = 2 } }
 
 [[contrasts.sides]]
+weight = 0
+methods = ["ddpm"]
+settings = { width = 8 }
+metric = { protocol = "generation", name = "fd", sampling = { steps = 1 } }
+
+[[contrasts.sides]]
 methods = ["ddpm"]
 settings = { width = 8 }
 metric = { protocol = "generation", name = "fd", sampling = { steps = 4 } }
+
+[[contrasts]]
+name = "fewer"
+
+[[contrasts.sides]]
+methods = ["ddpm"]
+settings = { width = 8 }
+metric = { protocol = "generation", name = "fd", settings = { samples = 20, reference = 20 } }
 """
 
 
@@ -100,8 +114,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Claim, Options]:
 def test_contrasts_of_samples_are_judged(done) -> None:
     claim, options = done
     record, found = find(claim, records.studies_folder(options.runs_dir))
-    regret, share, none, slope = found
-    assert [finding.state for finding in found] == ["judged"] * 4, [f.reason for f in found]
+    regret, share, none, slope, fewer = found
+    assert [finding.state for finding in found] == ["judged"] * 5, [f.reason for f in found]
     assert share.estimate.value == 100.0
     assert none.estimate.value == 0.0
     tracks = {cell.track.partition("~")[0] for cell in record.cells}
@@ -110,7 +124,9 @@ def test_contrasts_of_samples_are_judged(done) -> None:
     assert len(values) == 4
     assert regret.estimate == contrasts.regret(values)
     assert all((v > 0).all() for v in values.values())
-    first, second = slope.sides
+    first, shown, second = slope.sides
+    assert shown.side.weight == 0
+    assert fewer.estimate.value > 0
     assert first.cell.runs == second.cell.runs  # one training, drawn from twice
     assert slope.estimate.value == pytest.approx((second.values - first.values).mean())
     assert slope.estimate.seed_variance == pytest.approx((second.values - first.values).var(ddof=1))
@@ -122,17 +138,18 @@ def test_each_way_of_sampling_has_its_own_protocol_and_samples(done) -> None:
     claim, options = done
     studies = records.studies_folder(options.runs_dir)
     record, _ = find(claim, studies)
-    keys = {"generation", "generation (steps=2)", "generation (steps=4)"}
+    keys = {"generation", "generation (reference=20, samples=20)"}
+    keys |= {f"generation (steps={steps})" for steps in (1, 2, 4)}
     assert set(record.protocols) == keys
-    assert len(set(record.protocols.values())) == 3
+    assert len(set(record.protocols.values())) == 5
     cell = next(cell for cell in record.cells if cell.method == "ddpm")
     run = results.read(records.find_result(studies, cell.track, cell.runs["0"]))
     chosen = [e.chosen["sampling"]["steps"] for e in run.evaluations.values()]
-    assert sorted(chosen) == [2, 4, 50]
+    assert sorted(chosen) == [1, 2, 4, 50, 50]
     folder = options.runs_dir / run.run_id
     drawn = [np.load(file) for file in sorted(folder.glob("samples-*.npy"))]
-    assert len(drawn) == 3
-    assert (drawn[0] != drawn[1]).any()
+    assert sorted(len(images) for images in drawn) == [20, 30, 30, 30, 30]
+    assert len({images.tobytes() for images in drawn}) == 5
 
 
 def test_a_page_of_a_study_of_samples_names_its_sides(done, tmp_path: Path) -> None:
@@ -140,6 +157,23 @@ def test_a_page_of_a_study_of_samples_names_its_sides(done, tmp_path: Path) -> N
     target = tmp_path / "studies"
     subprocess.run(["cp", "-r", records.studies_folder(options.runs_dir), target], check=True)
     page = claims.render(tmp_path, [claim])
+    assert "![samples](claims-samples.svg)" in page
     assert "discriminator_steps=2" in page
     assert "fd (steps=4)" in page
     assert "kid below 1e+09" in page
+
+
+def test_a_metric_by_a_setting_is_drawn_and_checked(done, tmp_path: Path) -> None:
+    claim, options = done
+    _, found = find(claim, records.studies_folder(options.runs_dir))
+    field, (line,) = sweeps.sweeps(found)
+    assert (field, line.label, [point[0] for point in line.points]) == ("steps", "fd", [1, 2, 4])
+    assert all(low <= mean <= high for _, mean, low, high in line.points)
+    assert sweeps.faults(tmp_path, claim, found) == [
+        "claims-samples.svg: missing, or differs from its results"
+    ]
+    (path,) = sweeps.write(tmp_path, claim, found)
+    assert sweeps.write(tmp_path, claim, found) == []
+    assert sweeps.faults(tmp_path, claim, found) == []
+    path.write_text(path.read_text().replace("rows sha256: ", "rows sha256: 0"))
+    assert len(sweeps.faults(tmp_path, claim, found)) == 1
