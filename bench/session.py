@@ -280,8 +280,9 @@ def execute(session: Session, options: Options, *, say: Callable[[str], None], l
 
 
 def render(session: Session, options: Options) -> Path:
-    """Render the working boards, published rows beside one's own; return the track's page."""
-    from bench import beside
+    """Render the working boards, published rows and the runs' sheets of images beside one's own;
+    return the track's page."""
+    from bench import beside, sheets
     from bench.leaderboard import page_name
     from bench.publish import render_all
     from bench.results import read_all
@@ -292,13 +293,16 @@ def render(session: Session, options: Options) -> Path:
         published[session.track.id] = read_all(committed)[0]
     out = options.runs_dir / ("leaderboards-dev" if options.dev else "leaderboards")
     place = next((f for f in recipe_folders(options.leaderboards_dir) if f.is_dir()), None)
+    own = [run for folder in sorted(options.results.glob("*/")) for run in read_all(folder)[0]]
+    sheets.copy(out, sheets.planned(options.runs_dir, own))
+    shown = beside.read(options.leaderboards_dir, recipes_folder=place)
     render_all(
         options.results,
         out,
         published=published,
         current=current_code(),
         engine=ENGINE,
-        beside=beside.read(options.leaderboards_dir, recipes_folder=place),
+        beside=replace(shown, sheets=sheets.published(out)),
     )
     return out / page_name(session.track.id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import small_runs
+import synthetic_results
 from test_defects import carry_out, defect
 
-from bench import results
+from bench import publish, results, session
 from bench.plan import RunSpec
+from bench.runner import Options
 from bench.sampling import file_name
+from bench.track import load_track
 
 GAN = str(Path(__file__).parent / "own_loop_gan.py")
 SETTINGS = {"samples": 30, "reference": 30, "extractor": "pixels", "allow_small": True}
@@ -114,3 +118,20 @@ def test_a_method_that_draws_nothing_has_no_entry(tmp_path: Path) -> None:
     assert [e.id for e in result.evaluations.values()] == ["knn"]
     outcome = json.loads((tmp_path / "runs" / result.run_id / "outcome.json").read_text())
     assert outcome["outcome"]["samples"] == {}
+
+
+def test_the_working_board_shows_the_samples(tmp_path: Path) -> None:
+    """Rendered from the run's own folder: its sheets are copied beside the page, and linked."""
+    track = replace(load_track("digits"), id="small")
+    options = Options(tmp_path / "runs", leaderboards_dir=tmp_path / "boards")
+    carried = carry_out([planned(GAN, tmp_path)], options.runs_dir)["own_loop_gan"]
+    headline = {"id": "generation", "version": 1, "hash": entry(carried)[0], "headline": "kid"}
+    page = synthetic_results.track(id=carried.track, protocols=[headline])
+    publish.write_track(options.results / carried.track, page)
+    shown = session.render(
+        session.Session(track=replace(track, id=carried.track), specs=[], broken={}, page={}),
+        options,
+    )
+    (name,) = re.findall(r"\]\((sheets/[^)]*-samples\.png)\)", shown.read_text())
+    source = options.runs_dir / carried.run_id / "sheets" / "samples.png"
+    assert (shown.parent / name).read_bytes() == source.read_bytes()
