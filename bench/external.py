@@ -35,6 +35,7 @@ def evaluate_run(
     """
     from bench import data, evaluations, features, integrity, judge, ledger, noisy, results, worker
 
+    evaluations.refuse_without_method(names)
     folder = runs_dir / Path(run).name.removesuffix(".json")
     orders = worker.read_orders(folder)
     path = Path(orders["results"]) / f"{folder.name}.json"
@@ -113,6 +114,7 @@ def evaluate_checkpoint(
     from bench.track import data_name
 
     begun = time.monotonic()
+    evaluations.refuse_without_method(names)
     backbone = build(backbone_spec, image_size)
     notes = load_external(backbone, weights)
     dataset = data.load(dataset_name, image_size=image_size, store_size=store_size)

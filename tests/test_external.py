@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from bench import backbones, ledger, packing
 from bench.errors import UserError
-from bench.external import evaluate_checkpoint, load_external
+from bench.external import evaluate_checkpoint, evaluate_run, load_external
 
 SPEC = {
     "name": "resnet18",
@@ -106,3 +106,20 @@ def test_external_row_says_that_its_data_are_unknown(tmp_path: Path) -> None:
     assert result.row.notes == ["external: training data unknown"]
     hits = packing.unpack_bits(entry.correct["top1"], 500)
     assert entry.metrics["top1"] == pytest.approx(100 * hits.mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("generation", "judges samples"), ("calibration", "judges the data alone")]
+)
+def test_what_needs_more_than_a_backbone_is_refused_first(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    """Before anything is read: no line in the ledger, no file."""
+    ledger_file = tmp_path / "ledger.jsonl"
+    with pytest.raises(UserError, match=said):
+        evaluate_run("none", [name], tmp_path, ledger_file=ledger_file)
+    with pytest.raises(UserError, match=said):
+        evaluate_checkpoint(
+            {}, tmp_path / "no.pt", "digits", image_size=32, names=[name], runs_dir=tmp_path
+        )
+    assert not list(tmp_path.iterdir())

@@ -226,6 +226,19 @@ def over_features() -> list[str]:
     return [found.name for found in every if found.needs == "features" and not found.extra]
 
 
+def refuse_without_method(names: Iterable[str]) -> None:
+    """Raise UserError if a protocol judges what only a method at work, or none at all, has."""
+    for found in map(protocol, names):
+        if found.needs in ("samples", "nothing"):
+            judged = (
+                "samples, which a method draws" if found.needs == "samples" else "the data alone"
+            )
+            raise UserError(
+                f"{found.name} judges {judged}, no backbone; `bench run` carries it out on a track "
+                "that has it (--samples, --sampling)"
+            )
+
+
 def refuse_missing(names: Iterable[str], dataset: Dataset) -> None:
     """Raise UserError if a protocol needs what this data set does not know of its images."""
     for found in map(protocol, names):
