@@ -1,0 +1,182 @@
+"""What the TOML of a track may say: its keys, their ranges, what stands where one is missing."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.errors import UnknownName, UserError
+from bench.evaluations import chooses
+from bench.identity import canonical_json
+
+USUAL_METRICS = {"linear_probe": "best_top1", "linear_raw": "best_top1", "few_labels": "k10_top1"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a TOML file says.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"track file {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"track file {str(path)!r} is not TOML: {error}") from None
+
+
+def checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return a track's content with every default filled in.
+
+    Keys that a release added are left out where they say nothing, so that ids stay.
+
+    Args:
+        origin: how an error names where the content is from.
+
+    Raises:
+        UnknownName: a key is unknown.
+        UserError: a value is out of its range.
+    """
+    _refuse_unknown_keys(content, _Content, origin, "")
+    try:
+        found = _Content.model_validate(content).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        value = first["input"]
+        met = "" if isinstance(value, dict) or first["type"] == "missing" else f", got {value!r}"
+        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
+    if found["data"]["store_size"] in (None, found["data"]["image_size"]):
+        del found["data"]["store_size"]  # ids are as if the key did not exist
+    if not found["parity"]:
+        del found["parity"]
+    found["budget"] = {k: v for k, v in found["budget"].items() if v is not None}
+    try:
+        canonical_json(found)
+    except (TypeError, ValueError) as error:  # dates, NaN and the like in free-form tables
+        raise UserError(f"{origin}: {error}") from None
+    return found
+
+
+def _refuse_unknown_keys(
+    content: Mapping[str, Any], model: type[BaseModel], origin: str, prefix: str
+) -> None:
+    fields = model.model_fields
+    for key, value in content.items():
+        if key not in fields:
+            kind = f"key of [{prefix.rstrip('.')}]" if prefix else "key"
+            raise UserError(f"{origin}: {UnknownName(kind, key, list(fields))}")
+        tables = [t for t in (fields[key].annotation, *get_args(fields[key].annotation)) if t]
+        for table in tables:
+            if isinstance(table, type) and issubclass(table, _Table) and isinstance(value, dict):
+                _refuse_unknown_keys(value, table, origin, f"{prefix}{key}.")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Data(_Table):
+    name: str = Field(min_length=1)
+    image_size: int = Field(ge=8, le=1024)
+    store_size: int | None = Field(default=None, ge=8, le=1024)
+    limit: int | None = Field(default=None, ge=1)
+    sha256: str | None = None  # with test_sha256: of a data set that a path names, by `pin_data`
+    test_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def stored_no_smaller(self) -> _Data:
+        if self.store_size is not None and self.store_size < self.image_size:
+            raise ValueError(
+                f"store_size {self.store_size} must not be below image_size {self.image_size}"
+            )
+        return self
+
+
+class _Stem(_Table):
+    kernel: int = Field(ge=1, le=7)
+    stride: Literal[1, 2]
+    max_pool: bool
+
+
+class _Backbone(_Table):
+    name: str = Field(min_length=1)
+    args: dict[str, Any] = {}
+    stem: _Stem | None = None
+
+
+class _Budget(_Table):
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    images: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def one_measure(self) -> _Budget:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give exactly one of epochs, steps, images")
+        return self
+
+
+def _usual_headline(evaluations: Mapping[str, Any]) -> str:
+    """Return the metric that ranks where a track names none: of its first evaluation."""
+    first = next(iter(evaluations))
+    return f"{first}.{USUAL_METRICS.get(first, 'top1')}"
+
+
+class _Content(_Table):
+    title: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    smoke: bool = False
+    seeds: list[int] = Field(min_length=1)
+    recipe: str = Field(min_length=1)
+    batch_size: int = Field(ge=2)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    jobs: int | None = Field(default=None, ge=1)
+    floors: list[str] = []
+    reference: str | None = None
+    data: _Data
+    backbone: _Backbone
+    budget: _Budget
+    evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
+    trials: int = Field(default=8, ge=0, le=64)
+    headline: str = ""
+    parity: bool = False
+
+    @model_validator(mode="after")
+    def parity_selects_nothing(self) -> _Content:
+        if not self.parity:
+            return self
+        if self.trials:
+            raise ValueError(f"a parity track selects nothing: trials must be 0, got {self.trials}")
+        for name, overrides in self.evaluations.items():
+            chosen = chooses(name, overrides)
+            if chosen:
+                raise ValueError(
+                    f"a parity track selects nothing, and has no validation images; {name} "
+                    f"chooses {chosen}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def headline_of_an_evaluation(self) -> _Content:
+        self.headline = self.headline or _usual_headline(self.evaluations)
+        protocol, dot, metric = self.headline.partition(".")
+        if not (dot and metric) or protocol not in self.evaluations:
+            raise ValueError(
+                f"headline must be PROTOCOL.METRIC of one of {', '.join(self.evaluations)}, "
+                f"got {self.headline!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def distinct_seeds(self) -> _Content:
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return self
