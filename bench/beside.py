@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import claims, ledger, recipes, reproductions, sheets
+from bench import claims, cost_page, ledger, recipes, reproductions, sheets
 from bench.errors import UserError
 from bench.recipes import Recipe
 from bench.reproductions import Record
@@ -23,6 +23,7 @@ class Beside:
         reproduced: runs that were trained again, the latest last.
         problems: a line for each file that cannot be read.
         claims: the file name of the page of claims, if the folder has studies.
+        costs: the file name of the page of costs, if the folder has any.
         sheets: track id -> file names of the sheets of images in `sheets/<track>/`.
     """
 
@@ -31,6 +32,7 @@ class Beside:
     reproduced: Sequence[Record] = ()
     problems: tuple[str, ...] = ()
     claims: str = ""
+    costs: str = ""
     sheets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -56,5 +58,6 @@ def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
         reproduced=reproductions.read(folder),
         problems=tuple(problems),
         claims=claims.PAGE if claims.exists(folder) else "",
+        costs=cost_page.PAGE if cost_page.exists(folder) else "",
         sheets=sheets.published(folder),
     )

@@ -10,6 +10,7 @@ import click
 
 from bench.commands import (
     boards,
+    costing,
     evaluating,
     exporting,
     methods,
@@ -90,6 +91,7 @@ COMMANDS = (
     plugins_writing.new_plugin,
     evaluating.eval_,
     studying.study,
+    costing.cost,
     boards.leaderboard,
     boards.publish,
     reproducing.reproduce,

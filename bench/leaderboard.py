@@ -323,11 +323,13 @@ def page_name(track_id: str) -> str:
     return f"{track_id}.md"
 
 
-def render_index(pages: Iterable[tuple[Track, Sequence[Result]]], *, claims: str = "") -> str:
+def render_index(
+    pages: Iterable[tuple[Track, Sequence[Result]]], *, claims: str = "", costs: str = ""
+) -> str:
     """Return the index of the pages, each a track with its results.
 
     Args:
-        claims: the file name of the page of claims, if there is one.
+        claims, costs: the file names of the pages of claims and of costs, where there are any.
     """
     lines = []
     for track, results in sorted(pages, key=lambda page: page[0]["id"]):
@@ -355,6 +357,9 @@ def render_index(pages: Iterable[tuple[Track, Sequence[Result]]], *, claims: str
     if claims:
         what = "what the lecture says, sentence by sentence, and what runs here say of it"
         blocks.append(f"[Claims]({quote(claims)}): {what}.")
+    if costs:
+        what = "memory, speed and FLOPs of each method's training step"
+        blocks.append(f"[Costs]({quote(costs)}): {what}.")
     return "\n\n".join(["# Leaderboards", *blocks, f"<sub>{said}</sub>"]) + "\n"
 
 

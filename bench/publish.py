@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import claims, figures, leaderboard, ledger, recipes, sheets
+from bench import claims, cost_page, figures, leaderboard, ledger, recipes, sheets
 from bench.beside import Beside
 from bench.beside import read as read_beside
 from bench.columns import is_distance
@@ -93,7 +93,7 @@ def render_pages(
 ) -> dict[str, str]:
     """Return file name -> text of index and pages, without their pictures."""
     shown = ((page.track, page.results) for page in pages)
-    files = {INDEX: leaderboard.render_index(shown, claims=beside.claims)}
+    files = {INDEX: leaderboard.render_index(shown, claims=beside.claims, costs=beside.costs)}
     for page in pages:
         name = page.track["id"]
         files[leaderboard.page_name(name)] = leaderboard.render_track(
@@ -211,7 +211,7 @@ def _write_boards(
             if not ((out_dir / name).is_file() and _is_current(out_dir / name, shown)):
                 write_text(out_dir / name, draw(shown))
             written.append(out_dir / name)
-    return written + claims.write(out_dir)
+    return written + claims.write(out_dir) + cost_page.write(out_dir)
 
 
 def _is_current(path: Path, points: Sequence[figures.Point | figures.Curve]) -> bool:
@@ -232,8 +232,8 @@ def check(
     files = render_pages(pages, current=current, engine=engine, beside=beside)
     differences = list(beside.problems)
     differences += [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
-    differences += claims.check(folder)
-    expected = {*files, beside.claims}
+    differences += claims.check(folder) + cost_page.check(folder)
+    expected = {*files, beside.claims, beside.costs}
     for name, text in files.items():
         path = folder / name
         if not path.is_file():

@@ -1,0 +1,240 @@
+"""Measure cells of the cost table in turns, or estimate them; write each cell's result.
+
+Imports no torch and no plugin: cards come from a probe, windows from one fresh process per cell.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import ENGINE, cost_page, costs, judge
+from bench.costs import Cost, Spec
+from bench.errors import UserError
+from bench.estimated import Estimator, estimator, largest_batch
+from bench.probe import probe
+from bench.results import Code, Machine
+from bench.turns import Cell, Place, fields_of, free_bytes, holds_for, measure
+
+CARD_SECONDS = 120.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `bench cost` was asked for.
+
+    Attributes:
+        plugins: as `manager.select` gives them.
+        batch_sizes: source images per step over all cards.
+        recipe: of the cards; "" and a name that a card does not have stand for its defaults.
+        estimate: measure nothing.
+        card_bytes: of a card that estimates are held against; by default of the card here.
+        stall: seconds that a window may take.
+        force: also cells that are finished.
+        settings: of the protocol, over its own.
+    """
+
+    plugins: tuple[str, ...]
+    backbone: str
+    image_size: int
+    batch_sizes: tuple[int, ...]
+    leaderboards_dir: Path
+    device: str = "cpu"
+    cards: int = 1
+    precision: str = "fp32"
+    recipe: str = ""
+    threads: int = 1
+    estimate: bool = False
+    card_bytes: int | None = None
+    stall: float = 900.0
+    force: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
+    """Measure or estimate what is not finished; return all cells that have a result, and a line for
+    each plugin or cell that has none.
+
+    A cell's result and the page are written as soon as the cells of its batch size are measured,
+    which take turns; what was interrupted before is measured anew.
+
+    Raises:
+        UserError: something asked for cannot be; nothing is written for it.
+    """
+    protocol = costs.protocol(request.settings)
+    _refuse(request)
+    cells, missing = plan(request)
+    found: list[Cost] = []
+    with estimator() as estimate:
+        if request.estimate and estimate is None:
+            raise UserError("this version of bench has no estimates; leave --estimate out")
+        work = _Work(request, protocol, _place(request), estimate, say, missing)
+        for batch in dict.fromkeys(request.batch_sizes):
+            found += work.group([cell for cell in cells if cell.spec.batch_size == batch])
+    return found, missing
+
+
+def _refuse(request: Request) -> None:
+    for batch in request.batch_sizes:
+        if batch % request.cards:
+            raise UserError(
+                f"batch size {batch} does not divide among {request.cards} cards; take a multiple"
+            )
+
+
+def plan(request: Request) -> tuple[list[Cell], list[str]]:
+    """Return the cells asked for, batch by batch, and a line for each plugin without a card."""
+    described = probe(
+        list(request.plugins),
+        recipe=request.recipe,
+        overrides={},
+        data=None,
+        seeds=[],
+        runs_dir=Path(),
+    )["methods"]
+    broken = [facts["error"] for facts in described.values() if facts["error"]]
+    usable = {plugin: facts for plugin, facts in described.items() if not facts["error"]}
+    cells = [
+        Cell(plugin, facts["card"]["title"], _spec(facts, request, batch), _code(facts))
+        for batch in dict.fromkeys(request.batch_sizes)
+        for plugin, facts in usable.items()
+    ]
+    return cells, broken
+
+
+def _spec(facts: Mapping[str, Any], request: Request, batch: int) -> Spec:
+    return Spec(
+        method=facts["name"],
+        config=facts["config"],
+        recipe=facts["base"],
+        backbone={"name": request.backbone, "args": {}, "stem": None},
+        image_size=request.image_size,
+        batch_size=batch,
+        cards=request.cards,
+        precision=request.precision,  # type: ignore[arg-type]
+        device=request.device,  # type: ignore[arg-type]
+        threads=request.threads,
+    )
+
+
+def _code(facts: Mapping[str, Any]) -> Code:
+    return Code(
+        plugin_sha256=facts["sha256"],
+        distribution=facts["distribution"] or "",
+        version=facts["version"] or "",
+        engine=ENGINE,
+    )
+
+
+def _place(request: Request) -> Place:
+    """Return the machine here, and the card's facts where one is measured."""
+    orders = {"device": "cpu", "spec": {"threads": request.threads}}
+    machine = Machine(**judge.machine(orders))
+    if request.device == "cpu" or request.estimate:
+        return Place(machine, card_bytes=request.card_bytes)
+    facts = _card()
+    machine = machine.model_copy(update={"device": facts["name"]})
+    return Place(machine, facts["uuid"], request.card_bytes or facts["bytes"])
+
+
+def _card() -> dict[str, Any]:
+    """Return name, uuid and bytes of the first card, asked for in a process that then ends."""
+    command = [sys.executable, "-m", "bench.measuring", "--card"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=CARD_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"torch did not describe the card in {CARD_SECONDS:g} s") from None
+    if said.returncode:
+        lines = said.stderr.strip().splitlines()
+        raise UserError(lines[-1] if lines else "torch could not describe the card")
+    return json.loads(said.stdout)
+
+
+@dataclass
+class _Work:
+    """One call of `bench cost`: what it knows of all its cells."""
+
+    request: Request
+    protocol: costs.Protocol
+    place: Place
+    estimate: Estimator | None
+    say: Say
+    missing: list[str]
+    largest: dict[str, int | None] = field(default_factory=dict)
+
+    def group(self, cells: Sequence[Cell]) -> Iterator[Cost]:
+        """Yield the results of cells of one batch size, kept or new; new ones are written."""
+        wanted = []
+        for cell in cells:
+            kept = None if self.request.force else self._kept(cell)
+            if kept is None:
+                wanted.append(cell)
+            else:
+                self.say(f"{cost_page.line(kept)} (kept)")
+                yield kept
+        measured = []
+        for cell in wanted:
+            sizes = self._sizes(cell)
+            if sizes and (self.request.estimate or sum(sizes.values()) > self._room()):
+                yield self._write(cell, self._estimated(cell, sizes))
+            elif not self.request.estimate:
+                measured.append(cell)
+        for cell, cost in measure(measured, self.place, self.protocol, self.request.stall):
+            yield self._write(cell, cost)
+
+    def _room(self) -> float:
+        """Return the bytes that a cell may take here."""
+        if self.request.device == "cpu":
+            return free_bytes()
+        return self.place.card_bytes or math.inf
+
+    def _sizes(self, cell: Cell) -> dict[str, int] | None:
+        if self.estimate is None:
+            return None
+        try:
+            return self.estimate(cell.plugin, cell.spec, cell.spec.batch_per_card)
+        except UserError as error:
+            if self.request.estimate:
+                self.missing.append(f"{cell.spec.method}, batch {cell.spec.batch_size}: {error}")
+            return None
+
+    def _kept(self, cell: Cell) -> Cost | None:
+        """Return the cell's finished result of this code, protocol and versions, or None."""
+        machine = self.place.machine
+        at = holds_for(cell, machine) if not self.request.estimate else ""
+        file = costs.path(self.request.leaderboards_dir, costs.name(cell.spec, at))
+        try:
+            cost = costs.read(file)
+        except UserError:
+            return None
+        versions = [(m.torch, m.timm, m.python) for m in (cost.machine, machine)]
+        same = cost.protocol.hash == self.protocol.hash and cost.code == cell.code
+        return cost if cost.status in costs.KEPT and same and versions[0] == versions[1] else None
+
+    def _estimated(self, cell: Cell, sizes: dict[str, int]) -> Cost:
+        fields = fields_of(cell, self.place, self.protocol)
+        memory = costs.Memory(estimated=sizes)
+        status = costs.ESTIMATED
+        named = {"cell": costs.name(cell.spec, ""), "status": status, "memory": memory}
+        return costs.with_derived(fields | named)
+
+    def _write(self, cell: Cell, cost: Cost) -> Cost:
+        card = self.place.card_bytes
+        if self.estimate is not None and card is not None:
+            if cell.plugin not in self.largest:
+                found = largest_batch(self.estimate, cell.plugin, cell.spec, card)
+                self.largest[cell.plugin] = found
+            memory = cost.memory.model_copy(update={"card": card})
+            update = {"largest_batch": self.largest[cell.plugin], "memory": memory}
+            cost = cost.model_copy(update=update)
+        costs.write(self.request.leaderboards_dir, cost)
+        cost_page.write(self.request.leaderboards_dir)
+        self.say(cost_page.line(cost))
+        return cost
