@@ -87,13 +87,14 @@ class CellProcess:
             self.busy.append(timing.busy_cores(before, after, worked, wall, ticks))
         return float(answer["seconds"])
 
-    def flops(self) -> int:
-        """Return the FLOPs of one step, as torch counts them: a multiplication and addition are 2.
+    def flops(self, steps: int) -> float:
+        """Return the mean FLOPs of `steps` steps, as torch counts them: a multiplication and an
+        addition are 2.
 
         Raises:
             Lost: as `window`.
         """
-        return int(self.ask({"flops": True})["flops"])
+        return self.ask({"flops": steps})["flops"] / steps
 
     def end(self) -> dict[str, Any]:
         """Let it end; return what it says of what it built."""

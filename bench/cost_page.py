@@ -14,6 +14,7 @@ from bench.results import write_text
 PAGE = "cost.md"
 GUIDE = "../docs/cost.md"
 DAGGER = "†"
+PAPERS = "defaults"  # the recipe that is not named: the papers' own
 OPENING = (
     "What a training step costs: memory of one card, images per second, the time of 200 ImageNet "
     f"epochs. Rendered from the result files in `cost/`, never edited by hand. {DAGGER}: "
@@ -122,13 +123,15 @@ def _lecture() -> list[str]:
 
 
 def _section(cells: Sequence[Cost]) -> list[str]:
-    """Return a table with its heading and what is to be said below it."""
+    """Return a table, columns without any value left out, with its heading and what is to be said
+    below it."""
     first = cells[0]
     ordered = sorted(cells, key=lambda c: (c.spec.batch_size, c.spec.cards, c.title, c.cell))
     notes: list[str] = []
     rows = [_row(cost, notes) for cost in ordered]
-    headers = [title for title, _ in HEADERS]
-    shown = [table(headers, rows, "".join(side for _, side in HEADERS))]
+    said = [number for number in range(len(HEADERS)) if any(row[number] for row in rows)]
+    titles, sides = zip(*(HEADERS[number] for number in said), strict=True)
+    shown = [table(titles, [[row[number] for number in said] for row in rows], "".join(sides))]
     if notes:
         shown.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
     return [f"## {_heading(first)}", *shown, *_facts(ordered)]
@@ -148,8 +151,9 @@ def _row(cost: Cost, notes: list[str]) -> list[str]:
     if cost.status in (costs.MEASURED, costs.ESTIMATED):
         values = _values(cost)
     else:
-        values = [cost.status.replace("_", " "), *[""] * 6]
-    title = text(cost.title) + (f" ({text(cost.spec.recipe)})" if cost.spec.recipe else "")
+        values = [cost.status.replace("_", " "), *[""] * 5]
+    special = cost.spec.recipe not in ("", PAPERS)
+    title = text(cost.title) + (f" ({text(cost.spec.recipe)})" if special else "")
     shape = [str(cost.spec.batch_size), str(cost.spec.cards)]
     return [title, *shape, *values, _largest(cost), ", ".join(numbers)]
 

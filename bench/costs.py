@@ -37,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "num_classes": 1000,
     "stored_mib": 64,  # of different images: uniform noise, uint8, stored at the image size
     "epochs": 200,
+    "flops_steps": 10,  # counted and averaged, since players may take turns; at most a window's
 }
 # Dense, without sparsity, as NVIDIA's data sheets state them, in FLOP/s. At fp32 Ampere and later
 # cards convolve in TF32 and multiply matrices in fp32: there is no one peak, and none is given.

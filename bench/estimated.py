@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from bench import timing
 from bench.costs import Spec
@@ -27,9 +28,12 @@ def estimator() -> Iterator[Estimator | None]:
         return
     from bench import memory
 
-    with memory.estimator() as ask:
+    with contextlib.ExitStack() as stack:
+        asks: dict[str, Any] = {}
 
         def estimate(plugin: str, spec: Spec, per_card: int) -> dict[str, int]:
+            if plugin not in asks:  # a process for each method's code
+                asks[plugin] = stack.enter_context(memory.estimator())
             step = memory.Step(
                 plugin,
                 backbone=spec.backbone["name"],
@@ -39,7 +43,7 @@ def estimator() -> Iterator[Estimator | None]:
                 recipe=spec.recipe,
                 precision=spec.precision,
             )
-            found = ask(step)
+            found = asks[plugin](step)
             return {name: getattr(found, name) for name in memory.CATEGORIES}
 
         yield estimate

@@ -60,10 +60,10 @@ def stored(image_size: int, settings: dict[str, Any]) -> Stored:
 class Gauge(Trainer):
     """A `Trainer` that takes windows of steps as `ask` says and answers each with `tell`.
 
-    Orders: {"mode": "step" or "pipeline", "steps": n} is a window; {"flops": true} counts one
-    step's; {"end": true} raises `Finished`. In the mode `step` the plugin gets one ready batch
-    again and again, in `pipeline` it gets what a run would: images drawn and seen, seeds, logs,
-    signals. Both take the plugin's whole step: passes, loss, backward, update, moving averages.
+    Orders: {"mode": "step" or "pipeline", "steps": n} is a window; {"flops": n} counts
+    those of n steps; {"end": true} raises `Finished`. In the mode `step` the plugin gets one ready
+    batch again and again, in `pipeline` what a run would give it: images drawn and seen, seeds,
+    logs, signals. Both take the plugin's whole step: passes, loss, backward, update, averages.
 
     Args:
         images: as of `stored`.
@@ -111,7 +111,8 @@ class Gauge(Trainer):
         while "end" not in (order := self.ask()):
             if "flops" in order:
                 with FlopCounterMode(display=False) as counter:
-                    yield "step"
+                    for _ in range(order["flops"]):
+                        yield "step"
                 self.tell({"flops": counter.get_total_flops()})
                 continue
             self._reset_peaks()

@@ -72,7 +72,7 @@ def measure(
         found = {}
         for name in seconds:
             try:
-                found[name] = _found(of[name], live, warmth[name], seconds[name])
+                found[name] = _found(of[name], live, warmth[name], seconds[name], protocol.settings)
             except Lost as lost:
                 ended[name] = lost
     for name, cell in of.items():
@@ -119,6 +119,7 @@ def _found(
     live: Mapping[str, CellProcess],
     warmth: Mapping[str, timing.Warmth],
     seconds: Mapping[str, list[float]],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what was measured of a cell, its process ended.
 
@@ -129,7 +130,8 @@ def _found(
     process = live[name]
     driver = smi.held(process.holders(), process.pid)
     rss, busy = process.rss, process.busy_cores()
-    flops = process.flops() / per_card
+    steps = min(settings["flops_steps"], warmth["step"].steps)
+    flops = process.flops(steps) / per_card
     facts = process.end()
     on_cpu = cell.spec.device == "cpu"
     memory = costs.Memory(

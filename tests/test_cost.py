@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +34,7 @@ def spec(**changes):
     fields = {
         "method": "one",
         "config": {"temperature": 0.1},
-        "recipe": "",
+        "recipe": "defaults",
         "backbone": {"name": "resnet50", "args": {}, "stem": None},
         "image_size": 224,
         "batch_size": 256,
@@ -131,13 +132,13 @@ def train(engine, step):
 
 
 def test_flops_of_a_step_are_those_worked_by_hand(tmp_path):
-    engine, told = gauged(tmp_path, [{"flops": True}, {"end": True}])
+    engine, told = gauged(tmp_path, [{"flops": 3}, {"end": True}])
     with pytest.raises(gauge.Finished):
         engine.fit(ConvNet(), lr=0.1)
     convolution = 2 * 4 * (8 * 8 * 4) * (3 * 3 * 3)  # images, outputs, weights of each
     linear = 2 * 4 * 256 * 5
     # Forward and the weights' gradient; the linear layer's input needs one too, the images none.
-    assert told == [{"flops": 2 * convolution + 3 * linear}]
+    assert told == [{"flops": 3 * (2 * convolution + 3 * linear)}]
 
 
 def test_a_window_is_timed_from_before_its_first_step_to_after_its_last(tmp_path):
@@ -286,7 +287,7 @@ def test_the_page_quotes_the_lecture_apart_from_our_rows():
     row = next(line for line in ours.splitlines() if "One &amp; only" in line)
     found = [part.strip() for part in row.strip("|").split("|")]
     # 200 epochs: 256,233,400 / 5120 = 50,045.6 s = 13.9 h; used: 640 x 24e9 / 989.4e12 = 1.6 %.
-    expected = ["256", "8", "5.00", "640 [640, 640]", "0.80", "13.9 h", "24.0", "2 %", "", ""]
+    expected = ["256", "8", "5.00", "640 [640, 640]", "0.80", "13.9 h", "24.0", "2 %"]
     assert found == ["One &amp; only", *expected]
 
 
@@ -336,7 +337,7 @@ def test_a_cell_that_cannot_be_measured_has_a_row_that_says_why():
     fields = turns.fields_of(cell(), turns.Place(H100), costs.protocol())
     lost = costs.with_derived(fields | {"status": "out_of_memory", "reason": "held 90 <GiB>"})
     page = cost_page.render([lost])
-    assert "| out of memory |" in page
+    assert re.search(r"\| out of memory \| 1 +\|", page)
     assert "1. held 90 &lt;GiB&gt;" in page
 
 
@@ -398,7 +399,8 @@ class Scripted:
             raise Lost("out_of_memory", "CUDA out of memory")
         return steps * self.per_step * (1.25 if mode == "pipeline" else 1.0)
 
-    def flops(self):
+    def flops(self, steps):
+        assert steps == 10
         return 32 * 10**9
 
     def end(self):

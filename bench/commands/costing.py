@@ -23,7 +23,7 @@ from bench.options import POSITIVE, SECONDS, as_json, leaderboards_dir
 @click.option("--recipe", default="", help="A recipe of the methods; default: their papers'.")
 @click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of one cell.")
 @click.option("--estimate", is_flag=True, help="Measure nothing: memory alone, without a card.")
-@click.option("--card-gib", type=SECONDS, help="A card to hold estimates against; default: ours.")
+@click.option("--memory", type=SECONDS, help="Of a card, in GB of 10^9 bytes; default: of ours.")
 @click.option("--stall", type=SECONDS, default=900.0, help="Seconds that a window may take.")
 @click.option("--force", is_flag=True, help="Measure again what is finished.")
 @leaderboards_dir
@@ -39,7 +39,7 @@ def cost(
     recipe: str,
     threads: int,
     estimate: bool,
-    card_gib: float | None,
+    memory: float | None,
     stall: float,
     force: bool,
     leaderboards_dir: Path,
@@ -64,7 +64,7 @@ def cost(
         recipe=recipe,
         threads=threads,
         estimate=estimate,
-        card_bytes=None if card_gib is None else int(card_gib * 2**30),
+        card_bytes=None if memory is None else round(memory * 1e9),
         stall=stall,
         force=force,
     )
