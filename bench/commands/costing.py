@@ -72,7 +72,7 @@ def cost(
     for reason in missing:
         click.echo(f"Error: {reason}", err=True)
     if not cells:
-        return NOTHING_LOADED
+        return SOME_FAILED if estimate else NOTHING_LOADED
     if json:
         click.echo(display.json([cell.document() for cell in cells]))
     else:
