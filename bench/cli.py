@@ -11,6 +11,7 @@ import click
 from bench.commands import (
     boards,
     costing,
+    estimating,
     evaluating,
     exporting,
     methods,
@@ -89,6 +90,7 @@ COMMANDS = (
     methods.info,
     methods.check,
     plugins_writing.new_plugin,
+    estimating.estimate,
     evaluating.eval_,
     studying.study,
     costing.cost,
