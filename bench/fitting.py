@@ -111,7 +111,7 @@ def _half(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:
     answer = ask(other)
     if answer.total <= memory:
         return Way("precision", other, answer)
-    return f"bf16 needs {answer.total / 1e9:.1f} GB"
+    return f"bf16 needs {answer.total / 1e9:.2f} GB"
 
 
 def _more_cards(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:

@@ -268,7 +268,7 @@ def test_a_network_that_is_too_large_fits_by_nothing():
     assert found.ways == ()
     assert found.ruled_out == (
         "batch: 8 images per card do not fit either",
-        "precision: bf16 needs 0.0 GB",
+        "precision: bf16 needs 0.00 GB",
         "cards: 64 images on up to 64 cards do not fit",
     )
 

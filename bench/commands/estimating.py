@@ -102,7 +102,7 @@ def _ways(name: str, found: Fit) -> list[str]:
 
 
 def _gb(estimate: Estimate) -> str:
-    return f"{estimate.total / 1e9:.1f} GB"
+    return f"{estimate.total / 1e9:.2f} GB"
 
 
 def _document(
