@@ -17,7 +17,7 @@ from typing import Any
 from bench import ENGINE, cost_page, costs, judge
 from bench.costs import Cost, Spec
 from bench.errors import UserError
-from bench.estimated import Estimator, estimator, largest_batch
+from bench.estimated import Estimated, Estimator, estimator, largest_batch
 from bench.probe import probe
 from bench.results import Code, Machine
 from bench.turns import Cell, Place, fields_of, free_bytes, holds_for, measure
@@ -73,8 +73,6 @@ def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
     cells, missing = plan(request)
     found: list[Cost] = []
     with estimator() as estimate:
-        if request.estimate and estimate is None:
-            raise UserError("this version of bench has no estimates; leave --estimate out")
         work = _Work(request, protocol, _place(request), estimate, say, missing)
         for batch in dict.fromkeys(request.batch_sizes):
             found += work.group([cell for cell in cells if cell.spec.batch_size == batch])
@@ -164,7 +162,7 @@ class _Work:
     request: Request
     protocol: costs.Protocol
     place: Place
-    estimate: Estimator | None
+    estimate: Estimator
     say: Say
     missing: list[str]
     largest: dict[str, int | None] = field(default_factory=dict)
@@ -181,9 +179,9 @@ class _Work:
                 yield kept
         measured = []
         for cell in wanted:
-            sizes = self._sizes(cell)
-            if sizes and (self.request.estimate or sum(sizes.values()) > self._room()):
-                yield self._write(cell, self._estimated(cell, sizes))
+            found = self._estimate(cell)
+            if found and (self.request.estimate or found.total > self._room()):
+                yield self._write(cell, self._estimated(cell, found))
             elif not self.request.estimate:
                 measured.append(cell)
         for cell, cost in measure(measured, self.place, self.protocol, self.request.stall):
@@ -195,9 +193,7 @@ class _Work:
             return free_bytes()
         return self.place.card_bytes or math.inf
 
-    def _sizes(self, cell: Cell) -> dict[str, int] | None:
-        if self.estimate is None:
-            return None
+    def _estimate(self, cell: Cell) -> Estimated | None:
         try:
             return self.estimate(cell.plugin, cell.spec, cell.spec.batch_per_card)
         except UserError as error:
@@ -218,16 +214,18 @@ class _Work:
         same = cost.protocol.hash == self.protocol.hash and cost.code == cell.code
         return cost if cost.status in costs.KEPT and same and versions[0] == versions[1] else None
 
-    def _estimated(self, cell: Cell, sizes: dict[str, int]) -> Cost:
+    def _estimated(self, cell: Cell, found: Estimated) -> Cost:
         fields = fields_of(cell, self.place, self.protocol)
-        memory = costs.Memory(estimated=sizes)
-        status = costs.ESTIMATED
-        named = {"cell": costs.name(cell.spec, ""), "status": status, "memory": memory}
-        return costs.with_derived(fields | named)
+        more = {
+            "cell": costs.name(cell.spec, ""),
+            "status": costs.ESTIMATED,
+            "memory": costs.Memory(estimated=found.sizes),
+        }
+        return costs.with_derived(fields | more)
 
     def _write(self, cell: Cell, cost: Cost) -> Cost:
         card = self.place.card_bytes
-        if self.estimate is not None and card is not None:
+        if card is not None:
             if cell.plugin not in self.largest:
                 found = largest_batch(self.estimate, cell.plugin, cell.spec, card)
                 self.largest[cell.plugin] = found

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench import timing
+from bench import memory, timing
 from bench.costs import Spec
 from bench.errors import UserError
+from bench.fitting import UNIT
 
-UNIT, MOST = 8, 2**16  # images per card between two candidates for the largest batch; the largest
+MOST = 2**16  # images per card, the largest candidate for the largest batch
 
-Estimator = Callable[[str, Spec, int], dict[str, int]]
-"""(plugin, spec, images per card) -> bytes on one card by category, at the peak of a step.
+
+class Estimated(NamedTuple):
+    """Bytes on one card by category, at the peak of a step."""
+
+    sizes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+
+Estimator = Callable[[str, Spec, int], Estimated]
+"""(plugin, spec, images per card) -> what a step takes.
 
 Raises UserError where a step cannot be estimated."""
 
 
 @contextlib.contextmanager
-def estimator() -> Iterator[Estimator | None]:
-    """Yield what estimates cells, None where this version of `bench` has no estimates."""
-    if importlib.util.find_spec("bench.memory") is None:
-        yield None
-        return
-    from bench import memory
-
+def estimator() -> Iterator[Estimator]:
+    """Yield what estimates cells, with a process for each method's code."""
     with contextlib.ExitStack() as stack:
         asks: dict[str, Any] = {}
 
-        def estimate(plugin: str, spec: Spec, per_card: int) -> dict[str, int]:
-            if plugin not in asks:  # a process for each method's code
+        def estimate(plugin: str, spec: Spec, per_card: int) -> Estimated:
+            if plugin not in asks:
                 asks[plugin] = stack.enter_context(memory.estimator())
             step = memory.Step(
                 plugin,
@@ -44,7 +50,8 @@ def estimator() -> Iterator[Estimator | None]:
                 precision=spec.precision,
             )
             found = asks[plugin](step)
-            return {name: getattr(found, name) for name in memory.CATEGORIES}
+            sizes = {name: getattr(found, name) for name in memory.CATEGORIES}
+            return Estimated(sizes)
 
         yield estimate
 
@@ -55,7 +62,7 @@ def largest_batch(estimate: Estimator, plugin: str, spec: Spec, card_bytes: int)
 
     @functools.cache
     def fits(units: int) -> bool:
-        return sum(estimate(plugin, spec, units * UNIT).values()) <= card_bytes
+        return estimate(plugin, spec, units * UNIT).total <= card_bytes
 
     high = 1
     try:

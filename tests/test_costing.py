@@ -17,10 +17,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from bench import cell_process, cost_page, costing, costs, gauge, smi, timing, turns
+from bench import cell_process, cost_page, costing, costs, estimated, gauge, smi, timing, turns
 from bench.cli import main
 from bench.engine import Trainer
 from bench.errors import UnknownName, UserError
+from bench.estimated import Estimated
 from bench.results import Code, Machine, content_sha256
 from bench.timing import Lost
 
@@ -488,6 +489,10 @@ def request(tmp_path, **changes):
     return costing.Request(**fields | changes)
 
 
+def refuse(plugin, spec, per_card):
+    raise UserError("its loop reads values")
+
+
 @pytest.fixture
 def described(monkeypatch):
     """Plugins that need no process to be described, and no estimates."""
@@ -498,7 +503,7 @@ def described(monkeypatch):
         return {"methods": {name: facts | {"name": name} for name in names}}
 
     monkeypatch.setattr(costing, "probe", probe)
-    monkeypatch.setattr(costing, "estimator", contextlib.nullcontext)
+    monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(refuse))
 
 
 def instantly(cells, place, protocol, stall):
@@ -556,18 +561,11 @@ def test_what_is_estimated_not_to_fit_is_not_tried(tmp_path, described, monkeypa
     """A step takes 1 GiB and 0.5 GiB per image; the card has 10 GiB: 18 images fit, so 16."""
     asked = []
 
-    class Estimates:
-        def __enter__(self):
-            return self.estimate
+    def estimate(plugin, spec, per_card):
+        asked.append(per_card)
+        return Estimated({"parameters": 2**30, "activations": per_card * 2**29})
 
-        def __exit__(self, *raised):
-            return None
-
-        def estimate(self, plugin, spec, per_card):
-            asked.append(per_card)
-            return {"parameters": 2**30, "activations": per_card * 2**29}
-
-    monkeypatch.setattr(costing, "estimator", Estimates)
+    monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
     monkeypatch.setattr(costing, "measure", instantly)
     monkeypatch.setattr(costing, "_place", lambda request: turns.Place(H100, "GPU-1", 10 * 2**30))
     wanted = request(tmp_path, plugins=("simclr",), batch_sizes=(32, 64), device="cuda")
@@ -581,24 +579,25 @@ def test_what_is_estimated_not_to_fit_is_not_tried(tmp_path, described, monkeypa
 
 
 def test_an_estimate_that_is_refused_is_said(tmp_path, described, monkeypatch):
-    class Refusing:
-        def __enter__(self):
-            return self.estimate
-
-        def __exit__(self, *raised):
-            return None
-
-        def estimate(self, plugin, spec, per_card):
-            raise UserError("its loop reads values")
-
-    monkeypatch.setattr(costing, "estimator", Refusing)
     only = request(tmp_path, estimate=True, plugins=("simclr",), batch_sizes=(8,))
     found, missing = costing.carry_out(only, lambda line: None)
     assert (found, missing) == ([], ["simclr, batch 8: its loop reads values"])
 
 
-def test_a_real_measurement_from_the_plugin_to_the_page(tmp_path):
-    said = []
+def test_a_real_measurement_from_the_plugin_to_the_page(tmp_path, monkeypatch):
+    said, estimates = [], {}
+
+    @contextlib.contextmanager
+    def noted():
+        with estimated.estimator() as estimate:
+
+            def note(plugin, of, per_card):
+                estimates[plugin] = estimate(plugin, of, per_card)
+                return estimates[plugin]
+
+            yield note
+
+    monkeypatch.setattr(costing, "estimator", noted)
     asked = request(tmp_path, batch_sizes=(8,))
     found, missing = costing.carry_out(asked, said.append)
     assert (len(found), missing) == (2, [])
@@ -608,6 +607,7 @@ def test_a_real_measurement_from_the_plugin_to_the_page(tmp_path):
         assert [len(mode.seconds) for mode in cost.modes.values()] == [2, 2]
         assert cost.memory.rss > cost.memory.rss_before > 50 * 2**20
         assert cost.parameters > 300_000
+        assert estimates[cost.spec.method].sizes["parameters"] >= 4 * cost.parameters
         assert (cost.machine.device, cost.code.distribution) == ("cpu", "pretrain-bench")
         read = costs.read(tmp_path / "cost" / f"{cost.cell}.json")
         assert read.document() == cost.document()
