@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from bench import checkpoints
 from bench.augment import Draws, identity
 from bench.chunking import cached_backward
-from bench.errors import Diverged, UnknownName, UserError
+from bench.errors import UnknownName, UserError
+from bench.finite import FiniteCheck
 from bench.hookspecs import Batch, View
 from bench.identity import stream
 from bench.meters import Meter
@@ -112,10 +113,8 @@ class Trainer:
         self._stage = (0, steps)
         self._log_every = max(1, steps // 100)
         self._order: tuple[int, np.ndarray] | None = None
-        self._defer = (
-            self.device.type == "cuda" if defer_finite_check is None else defer_finite_check
-        )
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
+        defer = self.device.type == "cuda" if defer_finite_check is None else defer_finite_check
+        self._finite = FiniteCheck(self.device, world, defer=defer)
         self.meter = Meter(folder, steps, batch_size, write=rank == 0)
         self._saved_at = 0.0
         self._restored = self._restore()
@@ -302,7 +301,7 @@ class Trainer:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.world > 1:
             average_gradients(parameters, self.world)
-        self._check_finite(loss, optimizer)
+        self._finite.check(loss, optimizer, self.step_index)
         norm = None
         if max_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
@@ -313,22 +312,6 @@ class Trainer:
         optimizer.step()
         self.meter.add({"lr": rate})
         self.meter.add_loss(loss)
-
-    def _check_finite(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Stop updates at the first loss that is not finite, without synchronising on CUDA."""
-        bad = ~torch.isfinite(loss).all()
-        if self.world > 1:
-            flag = bad.float()
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            bad = flag > 0
-        if not self._defer:
-            if bad:
-                raise Diverged(self.step_index)
-            return
-        fresh = bad & (self._first_bad < 0)
-        self._first_bad = torch.where(fresh, self.step_index, self._first_bad)
-        optimizer.grad_scale = None
-        optimizer.found_inf = (self._first_bad >= 0).float()  # fused kernels then skip the update
 
     # Between steps
 
@@ -341,11 +324,11 @@ class Trainer:
             torch.cuda.synchronize(self.device)
         self.meter.stop()
         if due:
-            self._raise_if_diverged()
+            self._finite.raise_if_diverged()
             self.meter.flush(self.step_index)
         self.meter.record(self.step_index)
         if stop or last or self.meter.seconds - self._saved_at >= self.checkpoint_seconds:
-            self._raise_if_diverged()
+            self._finite.raise_if_diverged()
             if self.on_checkpoint is not None and self.rank == 0 and not stop:
                 self.on_checkpoint(self.step_index)
             self.save()
@@ -358,10 +341,6 @@ class Trainer:
         flag = torch.tensor(float(self.stop_signal or 0), device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
-
-    def _raise_if_diverged(self) -> None:
-        if self._defer and int(self._first_bad) >= 0:
-            raise Diverged(int(self._first_bad))
 
     def heed_signals(self) -> None:
         """Answer SIGTERM and SIGINT with a checkpoint at the next step and `Interrupted`."""
