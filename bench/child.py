@@ -53,7 +53,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     import torch
     import torch.distributed as dist
 
-    from bench import ENGINE, backbones, cards, data, manager, sampling
+    from bench import ENGINE, backbones, cards, data, manager, recompute, sampling
     from bench.data import resize
     from bench.engine import Trainer
     from bench.identity import digest, stream
@@ -86,6 +86,10 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
 
     torch.manual_seed(stream(spec["seed"], "init"))
     backbone = backbones.build(spec["backbone"], spec["image_size"])
+    recomputation = None
+    if spec.get("checkpointing"):
+        recompute.enable(backbone, spec["backbone"]["name"])
+        recomputation = recompute.Recomputation(backbone)
     device = _device(orders["device"], rank)
     trainer = Trainer(
         images,
@@ -101,6 +105,8 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         device=device,
         rank=rank,
         world=world,
+        chunk=spec.get("chunk"),
+        recomputation=recomputation,
         checkpoint_seconds=orders.get("checkpoint_seconds", 60.0),
         on_checkpoint=examine,
     )

@@ -7,9 +7,38 @@ at the embeddings, then embed once more chunk by chunk and push that gradient th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bench import buffers
+from bench.errors import Unsupported, UserError
+
+LOSS = -1  # the address of the loss's random numbers, among the chunks' 0, 1, ...
+
+
+def images_per_chunk(chunk: int, batch_size: int, world: int) -> int:
+    """Return the images of a chunk that one process embeds.
+
+    Args:
+        chunk: source images of a chunk over all processes.
+        batch_size: source images of a step over all processes.
+        world: the processes.
+
+    Raises:
+        UserError: the batch is not a number of equal chunks, or a chunk not of equal parts.
+    """
+    if chunk < 1 or batch_size % chunk:
+        raise UserError(
+            f"chunk {chunk} does not divide a batch of {batch_size} images; choose a divisor"
+        )
+    if chunk % world:
+        raise UserError(
+            f"a chunk of {chunk} images cannot be shared by {world} processes; choose a multiple"
+        )
+    return chunk // world
 
 
 def cached_backward(
@@ -17,42 +46,83 @@ def cached_backward(
     views: Sequence[Tensor],
     chunk: int,
     seed_chunk: Callable[[int], None],
-    autocast: Callable[[], torch.autocast],
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Accumulate the gradients of `model.loss(*model.embed(*views))`; return loss and embeddings.
 
-    Random numbers of a chunk's two passes are equal (`seed_chunk(i)` seeds both), and buffers
-    such as BatchNorm's running statistics are updated once. BatchNorm in `embed` sees one chunk.
+    Random numbers of a chunk's two passes are equal: `seed_chunk(i)` seeds both. BatchNorm in
+    `embed` normalises one chunk at a time, as cards that do not synchronise would. Each chunk
+    finds the buffers as they were before the step, and the step leaves their mean over the chunks,
+    so that running statistics move once, towards the mean of the chunks' statistics. BatchNorm in
+    `loss` sees the whole batch.
 
     Args:
+        model: `embed` returns tensors with a row per image; those that carry no gradient get none.
         views: each (B, 3, h, w).
-        chunk: images per chunk, at least 1.
-        seed_chunk: seeds torch's generator for chunk i; -1 stands for the loss.
+        chunk: images per chunk, a divisor of B.
+        seed_chunk: seeds torch's generator for chunk i; LOSS stands for the loss.
+        autocast: the context of forward passes.
+
+    Raises:
+        Unsupported: an embedding has no row per image, so that chunks do not add up to the batch.
     """
     chunks = list(zip(*(view.split(chunk) for view in views), strict=True))
-    buffers = [buffer.clone() for buffer in model.buffers()]
+    before = buffers.copied(model)
+    moved = buffers.copied(model)
     parts = []
-    with torch.no_grad():
-        for index, piece in enumerate(chunks):
-            seed_chunk(index)
-            with autocast():
-                parts.append(model.embed(*piece))
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    embeddings = [torch.cat(column).requires_grad_() for column in zip(*parts, strict=True)]
+    for index, piece in enumerate(chunks):
+        buffers.restore(model, before)
+        seed_chunk(index)
+        with torch.no_grad(), autocast():
+            parts.append(model.embed(*piece))
+        _check_rows(parts[-1], len(piece[0]))
+        buffers.add_to_mean(moved, model, index + 1)
+    buffers.restore(model, moved)
+    embeddings = [torch.cat(column) for column in zip(*parts, strict=True)]
+    del parts
+    for embedding in embeddings:
+        embedding.requires_grad_(embedding.is_floating_point())
 
-    seed_chunk(-1)
+    seed_chunk(LOSS)
     with autocast():
         loss = model.loss(*embeddings)
+    after = buffers.copied(model)
     loss.backward()
-    cached = [
-        torch.zeros_like(e) if e.grad is None else e.grad for e in embeddings
-    ]  # keys carry none
-    pieces = zip(*(gradient.split(chunk) for gradient in cached), strict=True)
-    for index, (piece, gradient) in enumerate(zip(chunks, pieces, strict=True)):
+    _push(model, chunks, [e.grad for e in embeddings], before, seed_chunk, autocast)
+    buffers.restore(model, after)
+    return loss.detach(), tuple(e.detach() for e in embeddings)
+
+
+def _push(
+    model: nn.Module,
+    chunks: Sequence[tuple[Tensor, ...]],
+    gradients: Sequence[Tensor | None],
+    before: list[Tensor],
+    seed_chunk: Callable[[int], None],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Embed each chunk again and push the loss's gradient at its embeddings through."""
+    first = 0
+    for index, piece in enumerate(chunks):
+        rows = slice(first, first := first + len(piece[0]))
+        buffers.restore(model, before)
         seed_chunk(index)
         with autocast():
             outputs = model.embed(*piece)
-        live = [(o, g) for o, g in zip(outputs, gradient, strict=True) if o.requires_grad]
-        torch.autograd.backward([o for o, _ in live], [g.to(o.dtype) for o, g in live])
-    return loss.detach(), tuple(e.detach() for e in embeddings)
+        live = [
+            (output, gradient[rows])
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if output.requires_grad and gradient is not None  # keys carry none
+        ]
+        if live:
+            torch.autograd.backward(*(list(column) for column in zip(*live, strict=True)))
+
+
+def _check_rows(embeddings: Sequence[Tensor], images: int) -> None:
+    for embedding in embeddings:
+        shape = tuple(embedding.shape)
+        if not shape or shape[0] != images:
+            raise Unsupported(
+                f"embed gave a tensor of shape {shape} for a chunk of {images} images; in chunks "
+                "every embedding needs a row per image"
+            )

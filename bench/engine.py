@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from bench import checkpoints
 from bench.augment import Draws, identity
-from bench.chunking import cached_backward
-from bench.errors import UnknownName, UserError
+from bench.buffers import kept
+from bench.chunking import cached_backward, images_per_chunk
+from bench.errors import UnknownName, Unsupported, UserError
 from bench.finite import FiniteCheck
 from bench.hookspecs import Batch, View
 from bench.identity import stream
@@ -34,6 +35,7 @@ from bench.optimizers import (
     gradients,
     parameter_groups,
 )
+from bench.recompute import Recomputation
 from bench.seeing import layout, see
 from bench.store import Store, centre, to_unit_range
 
@@ -62,6 +64,9 @@ class Trainer:
         identity_hash: checkpoints of another spec or of other code are not used.
         precision: fp32, bf16 (autocast) or fp64.
         rank, world: this process and how many there are.
+        chunk: source images over all processes that `fit` embeds at a time, a divisor of
+            `batch_size`; None: the whole batch.
+        recomputation: of the backbone whose activations are not kept, if any.
         checkpoint_seconds: how often a checkpoint is due; 0 after every step.
         on_checkpoint: called with the step, outside the billed clock.
     """
@@ -82,6 +87,8 @@ class Trainer:
         device: str | torch.device = "cpu",
         rank: int = 0,
         world: int = 1,
+        chunk: int | None = None,
+        recomputation: Recomputation | None = None,
         checkpoint_seconds: float = 60.0,
         on_checkpoint: Callable[[int], None] | None = None,
         defer_finite_check: bool | None = None,
@@ -98,6 +105,7 @@ class Trainer:
         self.num_classes, self.batch_size = num_classes, batch_size
         self.steps, self.seed, self.folder = steps, seed, folder
         self.rank, self.world = rank, world
+        self.chunk, self._recomputation, self._fitting = chunk, recomputation, False
         self.steps_per_epoch = self.num_images // batch_size
         self.precision = precision
         self.step_index = 0
@@ -180,6 +188,8 @@ class Trainer:
 
     def batches(self, views: tuple[View, ...] = (identity,), until: float = 1.0) -> Iterator[Batch]:
         """See `bench.hookspecs.Engine.batches`."""
+        if self.chunk is not None and not self._fitting:
+            raise Unsupported(f"--chunk {self.chunk} needs a method that trains by engine.fit")
         end = min(self.steps, round(until * self.steps))
         self._stage = (self._stage[1] if self._stage[1] < end else 0, end)
         while self.step_index < end:
@@ -199,7 +209,8 @@ class Trainer:
     def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """See `bench.hookspecs.Engine.step`."""
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with kept(self._modules.values() if self._recomputation else ()):
+            loss.backward()
         self._update(loss.detach(), optimizer)
 
     def settle(self, backbone: nn.Module) -> None:
@@ -230,9 +241,15 @@ class Trainer:
         self.prepare(model)
         update = self.optimizer(model, optimizer, name="model", **optimizer_args)
         split = hasattr(model, "embed") and hasattr(model, "loss")
-        if chunk is not None and not split:
-            raise UserError(f"chunk={chunk} needs a model with embed and loss")
+        chunk = self.chunk if self.chunk is not None else chunk
+        if chunk is not None:
+            chunk = images_per_chunk(chunk, self.batch_size, self.world)
+            if not split:
+                raise Unsupported(
+                    f"chunks need embed and loss; {type(model).__name__} has not both"
+                )
         model.train()
+        self._fitting = True
         for batch in self.batches(views):
             embeddings: tuple[Tensor, ...] = ()
             if chunk is not None:
@@ -293,6 +310,8 @@ class Trainer:
     def _update(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) not in self._plans:
             raise UserError("step() takes an optimizer made by engine.optimizer()")
+        if self._recomputation is not None:
+            self._recomputation.check()
         course, max_norm = self._plans[id(optimizer)]
         start, end = self._stage
         rate = course.at(self.step_index - start, end - start, self.steps_per_epoch)

@@ -115,8 +115,10 @@ class Engine(Protocol):
 
         `model(*views)` (with `labels=` if the card says `uses_labels`) returns a scalar loss. A
         model that splits its `forward` into `embed(*views) -> tuple of tensors` and
-        `loss(*embeddings) -> scalar` gives the same training, and allows `chunk`: the embeddings
-        are then computed `chunk` images at a time, with the gradient of the whole batch.
+        `loss(*embeddings) -> scalar` gives the same training, and allows `chunk`, a divisor of the
+        batch, which users may ask for as well: the embeddings, each with a row per image, are then
+        computed `chunk` source images (over all processes) at a time, with the gradient of the
+        whole batch. BatchNorm in `embed` then normalises one chunk at a time.
         `after_step()` runs after each update; for a split model it gets the detached embeddings
         of the step, `after_step(*embeddings)`: moving averages and queues belong there.
         """

@@ -118,6 +118,7 @@ def _facts(run: Result, track: Mapping[str, Any]) -> list[tuple[str, str]]:
     kept = f", the first {data['limit']}" if "limit" in data else ""
     licence = text(track.get("licence") or "not recorded")
     budget = f"{spec['budget']['steps']} steps of {spec['batch_size']} images"
+    budget += f" in chunks of {spec['chunk']}" if "chunk" in spec else ""
     labels = "used" if run.row.uses_labels else "not seen"
     return [
         ("run", text(run.run_id)),

@@ -43,6 +43,8 @@ selecting = joined(
     click.option("--image-size", type=POSITIVE, help="Another side of the images, in pixels."),
     click.option("--epochs", type=POSITIVE, help="Another budget."),
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
+    click.option("--chunk", type=POSITIVE, help="Source images embedded at a time; saves memory."),
+    click.option("--checkpointing", is_flag=True, help="Recompute activations; saves memory."),
     click.option("--limit", type=POSITIVE, help="Only the first N training images."),
     click.option(
         "--samples", type=POSITIVE, help="Images that generators draw, and their reference."

@@ -141,13 +141,15 @@ def plan(
         device: "cpu" or "cuda"; decides what precision "auto" means.
 
     Raises:
-        UserError: the batch does not fit the training set or the number of processes.
+        UserError: the batch does not fit the training set; or it or a chunk the number of
+            processes.
     """
-    if track.batch_size % processes:
-        raise UserError(
-            f"batch size {track.batch_size} cannot be shared by {processes} processes; "
-            "choose a divisor for --processes"
-        )
+    for name, images in (("batch size", track.batch_size), ("chunk", track.chunk)):
+        if images is not None and images % processes:
+            raise UserError(
+                f"{name} {images} cannot be shared by {processes} processes; "
+                "choose a divisor for --processes"
+            )
     dataset, track = track.data["name"], pin_data(track, data["facts"])
     return [
         _run(track, dataset, name, method, data=data, seed=seed, device=device)
@@ -278,7 +280,7 @@ def _run(
         "batch_size": track.batch_size,
         "precision": resolve_precision(track.precision, device) if trains else "fp32",
         "threads": track.threads,
-    }
+    } | _saving(track, card["role"])
     if method["local"]:
         spec["local"] = method["sha256"]
     recipe = recipe_used(card, track.recipe)
@@ -306,6 +308,16 @@ def _run(
         code=code,
         evaluations=[{"name": n, "overrides": given} for n, given in track.evaluations.items()],
     )
+
+
+def _saving(track: Track, role: str) -> dict[str, Any]:
+    """Return which of the track's ways to save memory a run goes.
+
+    Floors train nothing that takes memory, and references learn from labels, which no chunk sees.
+    """
+    chunk = {"chunk": track.chunk} if track.chunk and role == "method" else {}
+    again = {"checkpointing": True} if track.checkpointing and role != "floor" else {}
+    return chunk | again
 
 
 def _split(data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:

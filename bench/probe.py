@@ -47,7 +47,7 @@ def probe(
         names: installed names or paths of local files.
         data: {"name", "image_size", "store_size", "parity", "on_bad_image", "test"} or None for no
             data; only with `test` is the test split opened, to hash it. With `backbone`, whether it
-            can be built.
+            can be built, and with `checkpointing` whether it can recompute its activations.
         evaluations: {protocol: overrides of its settings}.
         headline: `PROTOCOL.METRIC`; the metric stands as `headline` in that protocol's answer.
         tuned: {method: every field of a tuned configuration}; overrides over it are `tuned` in
@@ -176,13 +176,15 @@ def _protocols(asked: dict[str, dict[str, Any]], headline: str) -> list[dict[str
 
 
 def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
-    from bench import backbones, data, evaluations
+    from bench import backbones, data, evaluations, recompute
 
     if asked["data"] is None:
         return None
     wanted = asked["data"]
     if wanted.get("backbone"):
-        backbones.build(wanted["backbone"], wanted["image_size"])  # refused now, not in every run
+        backbone = backbones.build(wanted["backbone"], wanted["image_size"])
+        if wanted.get("checkpointing"):
+            recompute.enable(backbone, wanted["backbone"]["name"])  # refused now, not in every run
     dataset = data.load(
         wanted["name"],
         image_size=wanted["image_size"],

@@ -78,6 +78,9 @@ def training_sha256(track: Track) -> str:
     """Return the hash of what a track's trials depend on, besides the method."""
     content = dataclasses.asdict(track)
     del content["parity"]  # no trials there
+    for name in ("chunk", "checkpointing"):
+        if not content[name]:  # hashes are as if the key did not exist
+            del content[name]
     kept = {key: value for key, value in content.items() if key not in ("id", *NOT_TRAINED)}
     return digest(kept | {"evaluations": None})  # the headline has a hash of its own
 

@@ -38,6 +38,11 @@ PARITY = (
     " Parity with published tables: pretraining and evaluations train on all training images, none "
     "is set aside for validation, and nothing was selected."
 )
+CHUNK = (
+    " Methods embed {} images at a time, with the gradient of the whole batch's loss; BatchNorm "
+    "normalises one such chunk at a time. Floors and references are not chunked."
+)
+CHECKPOINTING = " Backbones keep no activations of their blocks and compute them twice."
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def prepare(
             "on_bad_image": on_bad_image,
             "test": not dev,
             "backbone": chosen.backbone,
+            "checkpointing": chosen.checkpointing,
         },
         seeds=wanted,
         runs_dir=runs_dir,
@@ -228,7 +234,9 @@ def _page(
         "description": " ".join(words["description"].split())
         + gray * (facts["channels"] == 1)
         + stored * (track.store_size is not None)
-        + PARITY * track.parity,
+        + PARITY * track.parity
+        + (CHUNK.format(track.chunk) if track.chunk else "")
+        + CHECKPOINTING * track.checkpointing,
         "smoke": track.smoke,
         "seeds": list(track.seeds),
         "data": data_name(facts["name"]),

@@ -41,6 +41,10 @@ class Track:
             metric of the first evaluation.
         parity: pretraining and evaluations train on all training images, as papers' tables do;
             there are no validation images, and nothing may be selected.
+        chunk: source images that methods embed at a time, over all processes, by gradient caching;
+            None: the whole batch. Floors and references know nothing of it.
+        checkpointing: whether blocks of the backbone are computed again in the backward pass and
+            not kept; floors know nothing of it.
     """
 
     id: str
@@ -62,6 +66,8 @@ class Track:
     trials: int
     headline: str
     parity: bool = False
+    chunk: int | None = None
+    checkpointing: bool = False
 
     @property
     def headline_protocol(self) -> str:
@@ -117,6 +123,8 @@ def override(
     limit: int | None = None,
     precision: str | None = None,
     threads: int | None = None,
+    chunk: int | None = None,
+    checkpointing: bool | None = None,
     samples: int | None = None,
     allow_small: bool | None = None,
     sampling: Mapping[str, Any] | None = None,
@@ -138,6 +146,8 @@ def override(
         (None, "batch_size", batch_size),
         (None, "precision", precision),
         (None, "threads", threads),
+        (None, "chunk", chunk),
+        (None, "checkpointing", checkpointing),
     ):
         if value is not None:
             (content[table] if table else content)[key] = value

@@ -54,8 +54,9 @@ def checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
     if found["data"]["store_size"] in (None, found["data"]["image_size"]):
         del found["data"]["store_size"]  # ids are as if the key did not exist
-    if not found["parity"]:
-        del found["parity"]
+    for key in ("parity", "chunk", "checkpointing"):
+        if not found[key]:
+            del found[key]
     found["budget"] = {k: v for k, v in found["budget"].items() if v is not None}
     try:
         canonical_json(found)
@@ -148,6 +149,16 @@ class _Content(_Table):
     trials: int = Field(default=8, ge=0, le=64)
     headline: str = ""
     parity: bool = False
+    chunk: int | None = Field(default=None, ge=2)
+    checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def chunk_divides_the_batch(self) -> _Content:
+        if self.chunk is not None and self.batch_size % self.chunk:
+            raise ValueError(
+                f"chunk must divide the batch of {self.batch_size} images, got {self.chunk}"
+            )
+        return self
 
     @model_validator(mode="after")
     def parity_selects_nothing(self) -> _Content:

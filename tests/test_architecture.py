@@ -33,7 +33,7 @@ WITHOUT_TORCH = (
     "cards",
 )
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightly"}
-ENGINE = ("engine", "optimizers", "checkpoints", "chunking", "finite")
+ENGINE = ("engine", "optimizers", "checkpoints", "chunking", "buffers", "recompute", "finite")
 EVALUATION_MAY = {"errors", "features", "identity", "evaluations", "backbones"}
 EVALUATION_MAY |= {"data"}  # the images of protocols that train: finetuning, probes over views
 EVALUATION_MAY |= {"augment"}  # functions over images, the same that plugins compose

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import ENGINE, identity, plan, track
+from bench import ENGINE, identity, plan, recipes, track
 from bench.errors import UnknownName, UserError
 from bench.manager import RAW_PIXELS
 
+ROOT = Path(__file__).parents[1]
+PUBLISHED = sorted(path for path in (ROOT / "leaderboards" / "results").iterdir() if path.is_dir())
 SHIPPED = (track.SHIPPED / "digits.toml").read_text()
 
 
@@ -160,6 +164,8 @@ def test_options_that_change_nothing_keep_the_track():
         {"limit": 500},
         {"precision": "bf16"},
         {"threads": 2},
+        {"chunk": 32},
+        {"checkpointing": True},
     ],
 )
 def test_every_option_that_changes_a_track_changes_its_id(change):
@@ -431,3 +437,79 @@ def test_parity_stands_in_the_spec_only_where_it_is_asked_for():
     standard = plan.load_track("digits")
     assert "parity" not in runs(standard)[0].spec["data"]
     assert runs(dataclasses.replace(standard, parity=True))[0].spec["data"]["parity"] is True
+
+
+def test_ways_to_save_memory_stand_in_the_specs_of_those_who_go_them():
+    standard = plan.load_track("digits")
+    floor, reference = ({"card": method()["card"] | {"role": r}} for r in ("floor", "ceiling"))
+    everyone = {
+        RAW_PIXELS: plan.RAW_PIXELS_METHOD,
+        "floor": method(**floor),
+        "reference": method(**reference),
+        "mine": method(),
+    }
+    usual = runs(methods=everyone)
+    for run in usual:
+        assert not {"chunk", "checkpointing"} & set(run.spec)
+    saving = runs(plan.override(standard, chunk=32, checkpointing=True), methods=everyone)
+    added = [
+        {key: value for key, value in run.spec.items() if key not in before.spec}
+        for run, before in zip(saving, usual, strict=True)
+    ]
+    assert added == [{}, {}, {"checkpointing": True}, {"chunk": 32, "checkpointing": True}]
+    same = [run.run_id == before.run_id for run, before in zip(saving, usual, strict=True)]
+    assert same == [True, True, False, False]
+    (sixteen,) = runs(plan.override(standard, chunk=16))
+    (chunked,) = runs(plan.override(standard, chunk=32))
+    assert sixteen.run_id != chunked.run_id
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (48, "options: chunk must divide the batch of 128 images, got 48"),
+        (256, "options: chunk must divide the batch of 128 images, got 256"),
+        (1, "options: chunk: .*got 1"),
+    ],
+)
+def test_a_chunk_that_does_not_divide_the_batch_is_one_line(chunk, message):
+    with pytest.raises(UserError, match=message) as caught:
+        plan.override(plan.load_track("digits"), chunk=chunk)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chunk_that_processes_cannot_share_is_refused():
+    chosen = plan.override(plan.load_track("digits"), chunk=2)
+    with pytest.raises(UserError, match="chunk 2 cannot be shared by 4 processes"):
+        runs(chosen, processes=4)
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_runs_are_planned_under_their_ids(folder):
+    """What was added to tracks and specs later says nothing in plans that do not ask for it."""
+    chosen = plan.load_track(folder.name)
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*-s*.json"))]
+    assert len(found) >= 5
+    for result in found:
+        spec, row = result["spec"], result["row"]
+        if spec["backbone"] is None:
+            continue
+        card = method()["card"] | {key: row[key] for key in ("role", "uses_labels")}
+        config = spec["config"]
+        given = method(card=card, config=config) | {"from": config}
+        known = data(result["data"]["train_images"], **spec["data"])
+        known["splits"] = {
+            spec["seed"]: known["splits"]["0"] | {"sha256": spec["data"]["split"]},
+        }
+        planned = runs(chosen, methods={spec["method"]: given}, data=known, seeds=[spec["seed"]])
+        assert [run.run_id for run in planned] == [result["run_id"]]
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_recipes_are_of_their_tracks(folder):
+    """A recipe whose track hashes to something else would be passed over in silence."""
+    places = sorted((folder.parents[1] / recipes.FOLDER / folder.name).glob("*.toml"))
+    assert places
+    for place in places:
+        written = tomllib.loads(place.read_text())
+        assert written["track_sha256"] == recipes.training_sha256(plan.load_track(folder.name))

@@ -99,9 +99,9 @@ def _prepare(options: dict[str, Any]) -> Any:
     from bench import session
     from bench.plan import parse_counts, parse_sampling
 
-    keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit")
+    keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit", "chunk")
     overrides = {key: options[key] for key in (*keys, "precision", "threads", "samples")}
-    overrides["allow_small"] = options["allow_small"] or None
+    overrides |= {key: options[key] or None for key in ("allow_small", "checkpointing")}
     overrides["sampling"] = parse_sampling(options["sampling"]) or None
     options["device"] = device_of(options["device"])
     kept = ("plugins", "track", "seeds", "settings", "device", "processes", "on_bad_image")

@@ -1,0 +1,50 @@
+"""Buffers of modules, such as BatchNorm's running statistics, over passes that are made twice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def copied(module: nn.Module) -> list[Tensor]:
+    """Return copies of the module's buffers, in the module's order."""
+    return [buffer.detach().clone() for buffer in module.buffers()]
+
+
+@torch.no_grad()
+def restore(module: nn.Module, values: Iterable[Tensor]) -> None:
+    """Set the module's buffers to `values`, in place."""
+    if buffers := list(module.buffers()):
+        torch._foreach_copy_(buffers, list(values))
+
+
+@torch.no_grad()
+def add_to_mean(means: list[Tensor], module: nn.Module, count: int) -> None:
+    """Make means of `count - 1` states of the module's buffers those of `count`, in place.
+
+    Means of equal values are these values to the bit, infinite ones too. What is no
+    floating-point number, such as a counter, is taken as it is now.
+    """
+    for mean, buffer in zip(means, module.buffers(), strict=True):
+        if count > 1 and (mean.is_floating_point() or mean.is_complex()):
+            mean.copy_(torch.where(buffer == mean, mean, mean + (buffer - mean) / count))
+        else:
+            mean.copy_(buffer)
+
+
+@contextlib.contextmanager
+def kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave all buffers as they are now, whatever runs inside does to them.
+
+    A backward pass that computes activations again runs BatchNorm's forward again: inside, the
+    running statistics move once a step and not twice.
+    """
+    before = [(module, copied(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, values in before:
+            restore(module, values)
