@@ -21,6 +21,7 @@ COMMANDS = {
     "check",
     "cost",
     "doctor",
+    "estimate",
     "eval",
     "export",
     "info",
