@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from bench.errors import UnknownName, UserError
+from bench.errors import UnknownName, UserError, first_fault
 from bench.identity import digest
 
 SHIPPED = Path(__file__).parent / "claims"
@@ -241,12 +241,7 @@ def parse_claim(content: bytes, path: Path) -> Claim:
     try:
         claim = Claim.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        value = first["input"]
-        met = "" if isinstance(value, dict) or first["type"] == "missing" else f", got {value!r}"
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
+        raise UserError(f"{origin}: {first_fault(error, met=True)}") from None
     if claim.id != path.stem:
         raise UserError(f"{origin}: id is {claim.id!r}; expected the file's name, {path.stem!r}")
     try:

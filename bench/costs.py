@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench import timing
-from bench.errors import UnknownName, UserError
+from bench.errors import UnknownName, UserError, first_fault
 from bench.identity import digest, protocol_hash
 from bench.results import Code, Machine, content_sha256, write_text
 
@@ -327,9 +327,7 @@ def read(file: Path) -> Cost:
         altered = document.get("content_sha256") != content_sha256(document)
         cost = Cost.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"]) or "document"
-        raise UserError(f"{file}: not a result of bench cost: {at}: {first['msg']}") from error
+        raise UserError(f"{file}: not a result of bench cost: {first_fault(error)}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: not a result of bench cost: {error}") from error
     if altered:

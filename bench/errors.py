@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class UserError(Exception):
     """One clear line: what was met, what was expected, what to do. The command exits with 2."""
@@ -29,3 +34,13 @@ class Diverged(Exception):
     def __init__(self, step: int) -> None:
         super().__init__(f"diverged at step {step}")
         self.step = step
+
+
+def first_fault(error: ValidationError, *, met: bool = False) -> str:
+    """Return in a line what pydantic refused first: where, why and, if `met`, the value there."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    said = f"{place}: {first['msg']}" if place else first["msg"]
+    said = said.replace("Value error, ", "", 1)
+    shown = met and not isinstance(first["input"], dict) and first["type"] != "missing"
+    return f"{said}, got {first['input']!r}" if shown else said

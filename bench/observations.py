@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.packing import unpack_bits
 from bench.results import Machine, content_sha256, write_text
 
@@ -86,9 +86,7 @@ def read(path: Path) -> Observed:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: not an observation: {place}: {first['msg']}") from None
+        raise UserError(f"{path}: not an observation: {first_fault(error)}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not an observation: {error}") from None
     if path.name != file_name(observed.study, observed.seed, observed.run_id):

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.claim import Claim, parse_claim
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.results import content_sha256, write_text
 
 SCHEMA = 1
@@ -143,9 +143,7 @@ def read(file: Path) -> Record:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{file}: not a record of a study: {place}: {first['msg']}") from None
+        raise UserError(f"{file}: not a record of a study: {first_fault(error)}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: not a record of a study: {error}") from None
     if file.stem != record.claim:

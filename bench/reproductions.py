@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.files import write_atomically
 from bench.results import Machine
 
@@ -70,9 +70,7 @@ def read(leaderboards_dir: Path) -> list[Record]:
         try:
             records.append(Record.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            reason = f"{place}: {first['msg']}" if place else first["msg"]
+            reason = first_fault(error)
             raise UserError(
                 f"{path}, line {number}: no record of a reproduction: {reason}; remove the line"
             ) from None

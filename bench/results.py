@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.files import write_atomically
 from bench.identity import digest
 
@@ -232,9 +232,7 @@ def parse(document: Any) -> Result:
     try:
         result = Result.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise UserError(f"not a result of schema {SCHEMA}: {place}: {first['msg']}") from error
+        raise UserError(f"not a result of schema {SCHEMA}: {first_fault(error)}") from error
     method, seed = result.spec.get("method"), result.spec.get("seed")
     if not isinstance(method, str) or not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"spec needs a method and a whole seed, got {method!r} and {seed!r}")

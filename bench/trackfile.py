@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import UnknownName, UserError
+from bench.errors import UnknownName, UserError, first_fault
 from bench.evaluations import chooses
 from bench.identity import canonical_json
 
@@ -46,12 +46,7 @@ def checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
     try:
         found = _Content.model_validate(content).model_dump()
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        value = first["input"]
-        met = "" if isinstance(value, dict) or first["type"] == "missing" else f", got {value!r}"
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{reason}{met}") from None
+        raise UserError(f"{origin}: {first_fault(error, met=True)}") from None
     if found["data"]["store_size"] in (None, found["data"]["image_size"]):
         del found["data"]["store_size"]  # ids are as if the key did not exist
     for key in ("parity", "chunk", "checkpointing"):

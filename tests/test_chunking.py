@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import several
 import torch
 import torch.distributed as dist
 from bench_plugins import moco_v2, simclr
@@ -20,13 +21,11 @@ from bench.engine import Interrupted, Trainer
 from bench.errors import Diverged, Unsupported, UserError
 from bench.layers import fix_batch_norm, group_batch_norm
 from bench.losses import nt_xent
-from bench.probe import fork_server
 
 BATCH, SIZE = 24, 32
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 3, SIZE, SIZE), dtype=np.uint8)
 HEADLESS = simclr.Config(head="none", temperature=0.5)
 OPTIONS = {"lr": 0.1}
-SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
@@ -355,15 +354,7 @@ def shared(own: int, folder: str) -> None:
 
 
 def test_two_processes_have_the_gradient_of_one_with_the_whole_batch(tmp_path: Path) -> None:
-    context = fork_server()
-    processes = [context.Process(target=shared, args=(own, str(tmp_path))) for own in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-        process.kill()
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    several.run(shared, 2, str(tmp_path))
     pair = [torch.load(tmp_path / f"{own}.pt", weights_only=True) for own in range(2)]
     for name in pair[0]:
         assert torch.equal(pair[0][name], pair[1][name]), name  # averaged: the same everywhere

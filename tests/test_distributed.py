@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
@@ -20,9 +21,6 @@ from bench.distributed import (
     world_size,
 )
 from bench.layers import group_batch_norm
-from bench.probe import fork_server
-
-SECONDS = 60
 
 
 def rows(count: int = 6) -> Tensor:
@@ -97,15 +95,7 @@ def exchange(own: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("pair")
-    context = fork_server()
-    processes = [context.Process(target=exchange, args=(own, str(folder))) for own in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-        process.kill()
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    several.run(exchange, 2, str(folder))
     return [torch.load(folder / f"{own}.pt", weights_only=True) for own in range(2)]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import several
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,11 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from bench.engine import Trainer
 from bench.layers import group_batch_norm
-from bench.probe import fork_server
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
 LABELS = np.arange(24) % 4
-STEPS, BATCH_SIZE, SECONDS = 3, 8, 60
+STEPS, BATCH_SIZE = 3, 8
 
 
 class Classifier(nn.Module):
@@ -77,18 +77,7 @@ def trained(folder: Path, world: int, **settings: Any) -> list[dict[str, Any]]:
     """Return what each of `world` processes ended with."""
     place = folder / f"world{world}"
     place.mkdir()
-    context = fork_server()
-    processes = [
-        context.Process(target=train, args=(rank, world, str(place), settings))
-        for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(SECONDS)
-        process.kill()
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * world
+    several.run(train, world, world, str(place), settings)
     return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
