@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import smi, timing
-from bench.errors import UserError
 from bench.timing import Lost
 
 POLL_SECONDS = 0.5
@@ -113,13 +112,10 @@ class CellProcess:
 
         Raises:
             Lost: it said that it cannot go on, or it ended, held too much or took too long.
-            UserError: the backbone cannot be built.
         """
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.link.send_bytes(json.dumps(order).encode())
         answer = json.loads(self._receive())
-        if "refused" in answer:
-            raise UserError(answer["refused"])
         if "lost" in answer:
             raise Lost(answer["lost"], answer["reason"])
         return answer

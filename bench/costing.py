@@ -18,7 +18,7 @@ from bench import ENGINE, cost_page, costs, judge
 from bench.costs import Cost, Spec
 from bench.errors import UserError
 from bench.estimated import Estimated, Estimator, estimator, largest_batch
-from bench.probe import probe
+from bench.probe import probe, refuse_backbone
 from bench.results import Code, Machine
 from bench.turns import Cell, Place, fields_of, free_bytes, holds_for, measure
 
@@ -71,6 +71,8 @@ def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
     protocol = costs.protocol(request.settings)
     _refuse(request)
     cells, missing = plan(request)
+    if cells:
+        refuse_backbone(cells[0].spec.backbone, request.image_size)
     found: list[Cost] = []
     with estimator() as estimate:
         work = _Work(request, protocol, _place(request), estimate, say, missing)

@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> int:
         work(folder, orders, ask, tell)
     except Unsupported as error:
         tell({"lost": "unsupported", "reason": str(error)})
-    except UserError as error:
-        tell({"lost": "failed", "reason": str(error)})
-    except Diverged as error:
+    except (UserError, Diverged) as error:
         tell({"lost": "failed", "reason": str(error)})
     except Exception as error:
         traceback.print_exc()
@@ -86,11 +84,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     pretend_cards(spec["cards"])
     torch.manual_seed(stream(0, "init"))
     before = gauge.peak_rss()
-    try:
-        backbone = backbones.build(spec["backbone"], spec["image_size"])
-    except UserError as error:
-        tell({"refused": str(error)})
-        return
+    backbone = backbones.build(spec["backbone"], spec["image_size"])
     plugin = manager.load(orders["plugin"])
     card = plugin.call("describe")
     config = cards.config_object(card, spec["config"])

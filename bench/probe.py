@@ -72,8 +72,14 @@ def probe(
     return answer
 
 
+def refuse_backbone(spec: dict[str, Any], image_size: int) -> None:
+    """Raise UserError, one line, if timm cannot build a backbone of `spec` for images of a side."""
+    asked: dict[str, Any] = {"names": [], "evaluations": {}, "headline": "", "data": None}
+    _ask(asked | {"backbone": {"spec": spec, "image_size": image_size}})
+
+
 def _ask(asked: dict[str, Any]) -> dict[str, Any]:
-    subject = ", ".join(asked["names"]) or (asked["data"] or {}).get("name")
+    subject = ", ".join(asked["names"]) or (asked["data"] or {}).get("name") or "a backbone"
     context = fork_server()
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(send, asked), daemon=True)
@@ -115,6 +121,10 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
     if asked["names"]:  # plugin code: what it wrote here, its run could read
         confine.confine_writes([], [Path(os.devnull)])
     try:
+        if "backbone" in asked:
+            from bench import backbones
+
+            backbones.build(**asked["backbone"])
         methods = {name: _method(name, asked) for name in asked["names"]}
         protocols = _protocols(asked["evaluations"], asked["headline"])
         data = _data(asked, lambda line: send.send({"said": line}))

@@ -312,6 +312,17 @@ def test_the_command_says_what_fits_and_what_would(tmp_path, capsys):
     assert set(said["refused"]) == {"bad"}
 
 
+def test_a_backbone_that_timm_has_not_is_a_usage_error(tmp_path, capsys):
+    options = ["--plugins", "simclr", "--backbone", "resnet999", "--batch-size", "64"]
+    assert cli.main(["estimate", *options, "--json", str(tmp_path / "said.json")]) == 2
+    boards = ["--image-size", "32", "--batch-sizes", "64", "--leaderboards-dir", str(tmp_path)]
+    assert cli.main(["cost", *options[:4], *boards, "--device", "cpu", "--estimate"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 2
+    assert printed.err.count("no timm model 'resnet999'") == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_plugin_that_ends_its_process_is_one_line(tmp_path):
     (tmp_path / "gone.py").write_text(PLUGIN.format(net=LINEAR, pretrain="import os; os._exit(3)"))
     with estimator() as ask, pytest.raises(UserError, match=r"gone\.py.*ended with 3"):

@@ -43,9 +43,11 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
     from bench import fitting, manager
     from bench.files import write_atomically
     from bench.memory import LIMITS, Step, estimator
+    from bench.probe import refuse_backbone
 
     requests = manager.select(plugins)
     steps = [Step(plugin=request, **options) for request in requests]
+    refuse_backbone({"name": options["backbone"], "args": {}, "stem": None}, options["image_size"])
     if target is not None and not target.absolute().parent.is_dir():
         raise UserError(f"--json {target}: no folder {target.absolute().parent}")
     fits: dict[str, Fit] = {}
