@@ -9,7 +9,7 @@ Departs: the critic is the track's backbone under one linear layer; the papers' 
          ResNet of their own. With the penalty its BatchNorm layers only scale and shift: the
          penalty is of each image alone (Gulrajani et al., Section 4, "No critic batch
          normalization"), and the backbone keeps its architecture. "small" clips at
-         0.1, see there, and moves what the critic sees.
+         0.1, and not BatchNorm's scales, see there, and moves what the critic sees.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from bench.adversarial import Discriminator, Game, Turns, gradient_penalty, norm
 from bench.generators import ConvGenerator, interpolate, latents, sample
 from bench.layers import fix_batch_norm, group_batch_norm
 
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+
 
 @dataclass(frozen=True)
 class Config:
     """Algorithm 1 with the source's main.py; with a penalty, Algorithm 1 of Gulrajani et al."""
 
     clip: float = 0.01  # bound of every critic weight; unused with a penalty
+    clip_norms: bool = True  # the scales and shifts of norms, too, as main.py does
     gradient_penalty: float = 0.0  # 10 makes it WGAN-GP
     critic_steps: int = 5  # of both papers; in each a batch is drawn
     long_critic_steps: int | None = 100  # without a penalty: main.py, for the first 25 steps
@@ -56,9 +59,12 @@ class Config:
 # the source's critic: read pooled, the critic was sure at once and the same for all samples.
 # The bound is for a timm ResNet: at 0.01 its maps' variance falls below BatchNorm's epsilon, block
 # by block, and nothing of the critic's slope is left (1e-7 per image; 0.1 at a bound of 0.1).
+# BatchNorm's scales are free: clipped, they shrink each residual branch to a tenth of what it is
+# added to, the critic sees little but its shortcuts, and samples become stripes.
 SMALL = replace(
     Config(),
     clip=0.1,
+    clip_norms=False,
     width=32,
     critic_map=True,
     critic_steps=1,
@@ -83,10 +89,12 @@ def critic_steps(config: Config, generator_steps: int) -> int:
 
 
 @torch.no_grad()
-def clip_weights(critic: nn.Module, bound: float) -> None:
-    """Clamp every parameter to [-bound, bound], in place (Algorithm 1, line 7)."""
-    for parameter in critic.parameters():
-        parameter.clamp_(-bound, bound)
+def clip_weights(critic: nn.Module, bound: float, *, norms: bool = True) -> None:
+    """Clamp every parameter, or all but those of norms, to +-bound in place (Algorithm 1)."""
+    for module in critic.modules():
+        if norms or not isinstance(module, NORMS):
+            for parameter in module.parameters(recurse=False):
+                parameter.clamp_(-bound, bound)
 
 
 def rates(config: Config) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
         engine.step(loss, ascend)
         engine.log(critic_loss=loss, distance=distance)
         if not config.gradient_penalty:
-            clip_weights(critic, config.clip)
+            clip_weights(critic, config.clip, norms=config.clip_norms)
         if turns.generator_moves(after=critic_steps(config, turns.generator_steps)):
             with engine.autocast():
                 fakes = generator(latents(generator, len(images)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from bench_plugins import began, bigan, biggan, dcgan, gan, wgan
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from bench import Unsupported, adversarial, backbones
+from bench import Unsupported, adversarial, backbones, generators
 from bench.adversarial import discriminator_loss
 from bench.engine import Interrupted, Trainer
 from bench.rehearsal import CONVOLUTIONAL
@@ -168,22 +169,39 @@ def test_critic_weights_stay_within_the_clip(tmp_path: Path) -> None:
     clip = wgan.clip_weights
     bound = 0.004
 
-    def noted(critic: nn.Module, given: float) -> None:
+    def noted(critic: nn.Module, given: float, *, norms: bool) -> None:
         before = max(float(p.detach().abs().max()) for p in critic.parameters())
-        clip(critic, given)
+        clip(critic, given, norms=norms)
         after = max(float(p.detach().abs().max()) for p in critic.parameters())
         seen.append(after)
         assert before > after  # an update had left the cube
 
     wgan.clip_weights = noted
     try:
-        model = train("wgan", engine, replace(TINY["wgan"], clip=bound))
+        model = train("wgan", engine, replace(TINY["wgan"], clip=bound, clip_norms=True))
     finally:
         wgan.clip_weights = clip
     assert len(seen) == 7
     assert max(seen) <= bound * (1 + 1e-6)
     left = max(float(p.detach().abs().max()) for p in model.discriminator.parameters())
     assert left <= bound * (1 + 1e-6)
+
+
+def test_the_small_clip_leaves_the_scales_of_norms_alone() -> None:
+    torch.manual_seed(0)
+    critic = adversarial.Discriminator(backbones.build(CONVOLUTIONAL, 32))
+    norms = [m for m in critic.modules() if isinstance(m, nn.BatchNorm2d)]
+    scales = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    before = {id(p): p.detach().clone() for p in critic.parameters()}
+    wgan.clip_weights(critic, 1e-3, norms=wgan.SMALL.clip_norms)
+    assert len(scales) == 2 * len(norms) > 0
+    for parameter in critic.parameters():
+        if id(parameter) in scales:
+            assert torch.equal(parameter, before[id(parameter)])
+        else:
+            assert parameter.abs().max() <= 1e-3 < before[id(parameter)].abs().max()
+    wgan.clip_weights(critic, 1e-3)
+    assert max(float(p.detach().abs().max()) for p in critic.parameters()) <= 1e-3 * (1 + 1e-6)
 
 
 def test_long_critic_steps_are_the_source_s() -> None:
@@ -210,6 +228,23 @@ def test_the_critic_under_a_penalty_sees_each_image_alone(tmp_path: Path) -> Non
     critic = model.discriminator.train()
     alone = torch.cat([critic(image[None]) for image in images])
     assert torch.allclose(critic(images), alone, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_small_generator_of_began_begins_with_an_image_of_its_own_for_each_vector() -> None:
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    for seed, norm in itertools.product(range(5), shares):
+        torch.manual_seed(seed)
+        small = replace(began.SMALL, generator_norm=norm)
+        sizes = (small.latent_features, small.width)
+        generator = began.Decoder(*sizes, 32, gray=True, norm=small.generator_norm)
+        images = generator(generators.latents(generator, 64))[:, 0].flatten(1)
+        shares[norm].append(
+            float(images.var(0).mean() / images.var())
+        )  # of vectors in the variance
+    assert began.SMALL.generator_norm
+    assert min(shares[True]) > 0.8
+    assert max(shares[False]) < 0.4  # of the five, so for good
 
 
 def test_balance_moves_as_the_equation_says_and_stays_in_its_range() -> None:
@@ -410,7 +445,7 @@ def test_the_small_bound_leaves_the_critic_a_slope_that_the_paper_s_takes_from_a
         torch.manual_seed(0)
         backbone = backbones.build({"name": "resnet18", "args": track, "stem": stem}, 32)
         critic = adversarial.normal_init(adversarial.Discriminator(backbone))
-        wgan.clip_weights(critic, bound)
+        wgan.clip_weights(critic, bound)  # BatchNorm's scales as well
         images = torch.randn(8, 3, 32, 32, requires_grad=True)
         (slope,) = torch.autograd.grad(critic(images).sum(), images)
         slopes[bound] = float(slope.flatten(1).norm(dim=1).mean())
