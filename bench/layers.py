@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -206,9 +207,7 @@ class RegroupedBatchNorm(_BatchNorm):
 
 def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tensor:
     """Normalise (B, C, ...) by the mean and variance over all processes' images."""
-    wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    axes = [0, *range(2, images.ndim)]
-    own_var, own_mean = torch.var_mean(wide, axes, correction=0)  # (C,) each
+    own_var, own_mean = _Moments.apply(images)  # (C,) each
     count = torch.full_like(own_mean[:1], images.numel() / images.shape[1])
     counts, means, variances = gather(torch.cat([count, own_mean, own_var]).unsqueeze(0)).split(
         [1, len(own_mean), len(own_var)], dim=1
@@ -229,9 +228,64 @@ def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tenso
     shape = [1, -1, *[1] * (images.ndim - 2)]
     scale = torch.rsqrt(var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
-    normal = (wide - mean.view(shape)) * scale.view(shape)
-    normal = normal if norm.bias is None else normal + norm.bias.view(shape)
+    shift = None if norm.bias is None else norm.bias.view(shape)
+    normal = _Standardise.apply(images, mean.view(shape), scale.view(shape), shift)
     return normal.to(images.dtype)
+
+
+def _wide(images: Tensor) -> Tensor:
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+class _Moments(torch.autograd.Function):
+    """Variance and mean of (B, C, ...) by channels; backward keeps the images in their precision.
+
+    Both in float32 or more, as the gradients through them. Written out, autograd would keep bf16
+    images in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(images)
+        ctx.axes = [0, *range(2, images.ndim)]
+        return torch.var_mean(_wide(images), ctx.axes, correction=0)
+
+    @staticmethod
+    def backward(ctx: Any, of_var: Tensor, of_mean: Tensor) -> Tensor:
+        (images,) = ctx.saved_tensors
+        wide, count = _wide(images), images.numel() // images.shape[1]
+        shape = [1, -1, *[1] * (images.ndim - 2)]
+        spread = wide - wide.mean(ctx.axes, keepdim=True)
+        gradient = (2.0 / count) * of_var.view(shape) * spread + of_mean.view(shape) / count
+        return gradient.to(images.dtype)
+
+
+class _Standardise(torch.autograd.Function):
+    """(images - mean) * scale + shift in float32 or more, of which backward keeps the images alone.
+
+    They are kept for their variance anyway. Written out, the product would keep their difference
+    from the mean beside them: one more map for each layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, mean: Tensor, scale: Tensor, shift: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(images, mean, scale)
+        ctx.shifted = None if shift is None else shift.shape
+        normal = (_wide(images) - mean).mul_(scale)
+        return normal if shift is None else normal.add_(shift)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, mean, scale = ctx.saved_tensors
+        inner = gradient * scale
+        return (
+            inner.to(images.dtype),
+            -inner.sum_to_size(mean.shape),
+            (gradient * (_wide(images) - mean)).sum_to_size(scale.shape),
+            None if ctx.shifted is None else gradient.sum_to_size(ctx.shifted),
+        )
 
 
 def _normalise_groups(norm: RegroupedBatchNorm, images: Tensor, *, groups: int) -> Tensor:

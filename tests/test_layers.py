@@ -165,3 +165,48 @@ def test_nothing_changes_with_one_group_or_one_process() -> None:
     kinds = [type(m) for m in net.modules()]
     assert group_batch_norm(split_batch_norm(net, 1)) is net
     assert [type(m) for m in net.modules()] == kinds
+
+
+def written_out(norm: nn.BatchNorm2d, shown: Tensor) -> Tensor:
+    """What BatchNorm over processes computes, as autograd would take it."""
+    wide = shown.float()
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    scale = torch.rsqrt(var + norm.eps) * norm.weight
+    columns = [value.view(1, -1, 1, 1) for value in (mean, scale, norm.bias)]
+    return ((wide - columns[0]) * columns[1] + columns[2]).to(shown.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batch_norm_over_processes_keeps_its_input_alone(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "world_size", lambda: 2)  # the exchange still finds one process
+    plain = nn.BatchNorm2d(3)
+    nn.init.uniform_(plain.weight, 0.5, 2.0)
+    grouped = group_batch_norm(nn.Sequential(copy.deepcopy(plain)))
+    shown = images().to(dtype).requires_grad_()
+    again = images().to(dtype).requires_grad_()
+    kept: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with hooks:
+        out = grouped(shown)
+    maps = {t.untyped_storage().data_ptr(): t for t in kept if t.numel() == shown.numel()}
+    assert [t.dtype for t in maps.values()] == [dtype]
+    assert maps.popitem()[0] == shown.untyped_storage().data_ptr()
+
+    expected = written_out(plain, again)
+    assert torch.equal(out, expected)
+    weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+    for made in (out, expected):
+        (made.float().tanh() * weights).sum().backward()
+    rounding = 1e-7 if dtype == torch.float32 else 2**-7  # of the sum of two gradients
+    assert torch.allclose(shown.grad, again.grad, rtol=rounding, atol=rounding * 0.1)
+    for name, parameter in grouped[0].named_parameters():
+        assert torch.equal(parameter.grad, getattr(plain, name).grad)
+
+
+def test_batch_norm_over_processes_has_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "world_size", lambda: 2)
+    norm = group_batch_norm(nn.Sequential(nn.BatchNorm2d(3).double()))
+    shown = images(2)[:, :, :2, :2].clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: norm(x).tanh(), (shown,))
