@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from bench import memory, timing
+from bench import fitting, memory
 from bench.costs import Spec
 from bench.errors import UserError
 from bench.fitting import UNIT
@@ -23,6 +22,10 @@ class Estimated(NamedTuple):
     @property
     def total(self) -> int:
         return sum(self.sizes.values())
+
+    @property
+    def activations(self) -> int:
+        return self.sizes["activations"]
 
 
 Estimator = Callable[[str, Spec, int], Estimated]
@@ -59,15 +62,14 @@ def estimator() -> Iterator[Estimator]:
 def largest_batch(estimate: Estimator, plugin: str, spec: Spec, card_bytes: int) -> int | None:
     """Return the images per card, a multiple of UNIT, of the largest batch that is estimated to fit
     a card; 0 if none does, None where it cannot be estimated."""
-
-    @functools.cache
-    def fits(units: int) -> bool:
-        return estimate(plugin, spec, units * UNIT).total <= card_bytes
-
-    high = 1
+    most = min(MOST, memory.IMAGES // spec.cards) // UNIT
     try:
-        while high * UNIT < MOST and fits(high):
-            high *= 2
-        return timing.largest(fits, 1, high) * UNIT
+        found = fitting.largest(
+            lambda units: estimate(plugin, spec, units * UNIT),
+            card_bytes,
+            start=spec.batch_per_card // UNIT,
+            most=most,
+        )
     except UserError:
         return None
+    return found[0] * UNIT if found else 0

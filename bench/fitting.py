@@ -6,14 +6,79 @@ guessed. Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from bench.errors import UserError
 from bench.memory import Ask, Estimate, Step
 
 MOST_CARDS = 1024
 UNIT = 8  # images per card between two candidates for the largest batch
-GUESSES = 6  # along a line; then halves
+GUESSES = 6  # along a line; then doubles and halves
+
+
+class Sized(Protocol):
+    """Bytes of a step, and those of them that grow with the batch."""
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def activations(self) -> int: ...
+
+
+Found = TypeVar("Found", bound=Sized)
+
+
+def largest(
+    ask: Callable[[int], Found], room: int, *, start: int, most: int
+) -> tuple[int, Found] | None:
+    """Return the largest number of 1, ..., `most` whose size is at most `room`, and the size; None
+    if that of 1 is larger.
+
+    The answer is that of trying all where sizes never fall; nothing is asked twice. Sizes that grow
+    in proportion need three questions; steps and curves some more, at most `GUESSES` and then
+    doubles and halves.
+
+    Args:
+        ask: the size at a number; its `total` less its `activations` is taken for that at 0.
+        room: bytes.
+        start: the number that is asked first, brought into the range.
+
+    Raises:
+        whatever `ask` raises.
+    """
+    low, above = 0, most + 1  # fits, as nothing would; does not, or is not wanted
+    number, known = min(max(start, 1), most), dict[int, int]()
+    found: tuple[int, Found] | None = None
+    row = 0  # of answers on one side: above 0 they fit
+    while above - low > 1:
+        size = ask(number)
+        known = known or {0: size.total - size.activations}
+        known[number] = size.total
+        if size.total <= room:
+            low, found, row = number, (number, size), max(row, 0) + 1
+        else:
+            above, row = number, min(row, 0) - 1
+        number = _next(known, low, above, room, row if len(known) > 3 else 0)
+    return found
+
+
+def _next(known: Mapping[int, int], low: int, above: int, room: int, row: int) -> int:
+    """Return a number between `low` and `above`: along the line through the nearest known sizes,
+    twice as far where two answers in a row were on the same side."""
+    ends = [low, above] if above in known else sorted(n for n in known if n <= low)[-2:]
+    rise = known[ends[-1]] - known[ends[0]]
+    if rise > 0 and len(known) <= GUESSES:
+        guess = low + (room - known[low]) * (ends[-1] - ends[0]) // rise
+        if row > 1:
+            guess += guess - low
+        elif row < -1:
+            guess -= above - guess
+    else:
+        guess = (low + above) // 2 if above in known else 2 * low
+    return min(max(guess, low + 1), above - 1)
 
 
 @dataclass(frozen=True)
@@ -83,24 +148,20 @@ def fit(step: Step, memory: int, ask: Ask) -> Fit:
 def _largest(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:
     """Return the largest batch per card that fits, to `UNIT` images where the batch is of such."""
     unit = UNIT if step.batch_per_card % UNIT == 0 else 1
-    high, above = step.batch_per_card // unit, estimate.total  # in units; does not fit
-    low, below = 0, estimate.total - estimate.activations  # taken for what no image needs
-    found: Way | None = None
-    turn = 0
-    while high - low > 1:
-        turn += 1
-        if turn <= GUESSES and above > below:
-            guess = low + int((memory - below) / (above - below) * (high - low))
-        else:
-            guess = (low + high) // 2
-        guess = min(max(guess, low + 1), high - 1)
-        other = replace(step, batch_size=guess * unit * step.cards)
-        answer = ask(other)
-        if answer.total <= memory:
-            low, below, found = guess, answer.total, Way("batch", other, answer)
-        else:
-            high, above = guess, answer.total
-    return found or f"{unit} images per card do not fit either"
+    whole = step.batch_per_card // unit
+
+    def of(units: int) -> Step:
+        return replace(step, batch_size=units * unit * step.cards)
+
+    found = largest(
+        lambda units: estimate if units == whole else ask(of(units)),
+        memory,
+        start=whole,
+        most=whole,
+    )
+    if found is None:
+        return f"{unit} images per card do not fit either"
+    return Way("batch", of(found[0]), found[1])
 
 
 def _half(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:

@@ -7,7 +7,7 @@ known answers in tests.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -181,17 +181,3 @@ def busy_cores(
     spent = [b - a for a, b in zip(before, after, strict=True)]
     worked = sum(spent[:3]) + sum(spent[5:8])
     return max(0.0, (worked / ticks - own_seconds) / wall)
-
-
-def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the largest of `low`, ..., `high` that fits, 0 if not even `low` does.
-
-    Args:
-        fits: whether a number fits; where one does, all smaller ones do.
-    """
-    if not fits(low):
-        return 0
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

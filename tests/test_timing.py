@@ -83,18 +83,6 @@ def test_others_load_is_what_the_measured_process_did_not_do():
     assert timing.busy_cores(before, after, 4.0, 1.5, 100) == 0.0  # ticks are coarse
 
 
-@pytest.mark.parametrize("most", range(0, 21))
-def test_bisection_finds_the_largest_that_fits(most):
-    asked = []
-
-    def fits(number):
-        asked.append(number)
-        return number <= most
-
-    assert timing.largest(fits, 1, 16) == min(most, 16)
-    assert len(asked) <= 5
-
-
 def test_a_cell_is_warm_when_three_windows_agree():
     log = []
     steps = {
