@@ -9,6 +9,7 @@ whole numbers stay real, so that a loop that counts its steps counts them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import weakref
 from collections import Counter
@@ -32,13 +33,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import backbones, cards, manager
+from bench import backbones, cards, flops, manager
 from bench.augment import Draws, View, identity
 from bench.distributed import world_size
 from bench.engine import DTYPES, Trainer
 from bench.errors import Unsupported, UserError
 from bench.hookspecs import Batch
-from bench.memory import CATEGORIES, CLASSES, IMAGES, Estimate, Step
+from bench.memory import CATEGORIES, Estimate, Step
 from bench.seeing import see
 
 STEPS = 2  # the second begins with the optimizer's state and the first one's gradients
@@ -58,11 +59,13 @@ class StorageLog(TorchDispatchMode):
 
     Attributes:
         phase: the category of whatever is made now and is labelled nothing else later.
+        flops: so far, as torch's `FlopCounterMode` counts them, whose hooks hold tensors alive.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = "activations"
+        self.flops = 0
         self._labels: list[str] = []  # by number of the storage
         self._events: list[tuple[int, int]] = []  # (number, bytes; negative: freed)
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by id of the storage
@@ -112,6 +115,7 @@ class StorageLog(TorchDispatchMode):
             if self.label(tensor) is None:
                 self.note(tensor, "other")  # of no prepared module
         outputs = func(*args, **kwargs)
+        self.flops += flops.of_call(func, args, kwargs, outputs)
         if not given and _is_small_and_whole(outputs):
             with unset_fake_temporarily():
                 outputs = func(*args, **kwargs)
@@ -142,12 +146,13 @@ class Tracer(Trainer):
         self._moves: Counter[int] = Counter()  # of each optimizer, by its id
         self._fakes: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the real one, kept alive
         self._modes = contextlib.ExitStack()
-        shape = (IMAGES, 3, step.image_size, step.image_size)
+        self._flops: list[tuple[float, float]] = []  # (share of the budget, FLOPs per image)
+        shape = (step.images, 1 if step.gray else 3, step.image_size, step.image_size)
         super().__init__(
             np.broadcast_to(np.zeros((), np.uint8), shape),
-            None if num_classes is None else np.broadcast_to(np.zeros((), np.int64), IMAGES),
+            None if num_classes is None else np.broadcast_to(np.zeros((), np.int64), step.images),
             num_classes,
-            steps=100 * (IMAGES // step.batch_size),
+            steps=100 * (step.images // step.batch_size),
             batch_size=step.batch_size,
             seed=0,
             folder=folder,
@@ -198,6 +203,7 @@ class Tracer(Trainer):
         shapes = self._shapes(views)
         self._modes.enter_context(self.fake)
         self._modes.enter_context(self.log_)
+        counted = self.log_.flops
         with self._modes:
             for number in range(1, MOST_STEPS + 1):
                 self._seed_forward()
@@ -206,9 +212,18 @@ class Tracer(Trainer):
                 moved = [self._moves[id(optimizer)] for optimizer in self._optimizers.values()]
                 if number >= STEPS and all(moves >= STEPS for moves in moved):
                     break
+            share = (end - self._stage[0]) / self.steps
+            per_step = (self.log_.flops - counted) / number
+            self._flops.append((share, per_step * self.world / self.batch_size))
             if end == self.steps:
                 raise Enough
         self.step_index = end
+
+    def found(self, backbone: nn.Module) -> Estimate:
+        """Return the peak, and the FLOPs of a step."""
+        mean = sum(share * per_image for share, per_image in self._flops)
+        weights = sum(parameter.numel() for parameter in backbone.parameters())
+        return dataclasses.replace(self.log_.peak(), flops_per_image=mean, weights=weights)
 
     def close(self) -> None:
         """Leave the modes, wherever a plugin's loop broke off."""
@@ -262,18 +277,18 @@ def trace(step: Step, folder: Path) -> Estimate:
     """
     plugin = manager.load(step.plugin)
     card = plugin.call("describe")
-    values = cards.config_from(card, step.recipe, {}, method=plugin.name)
+    values = step.config or cards.config_from(card, step.recipe, {}, method=plugin.name)
     config = cards.config_object(card, values)
     torch.manual_seed(0)
-    spec = {"name": step.backbone, "args": {}, "stem": None}
+    spec = {"name": step.backbone, "args": dict(step.args), "stem": step.stem}
     backbone = backbones.build(spec, step.image_size)
     with _processes(step.cards):
-        tracer = Tracer(step, CLASSES if card.uses_labels else None, folder)
+        tracer = Tracer(step, step.classes if card.uses_labels else None, folder)
         tracer.place(backbone)
         try:
             plugin.call("pretrain", backbone=backbone, config=config, engine=tracer)
         except Enough:
-            return tracer.log_.peak()
+            return tracer.found(backbone)
         except (*VALUELESS, UnsupportedOperatorException) as error:
             raise UserError(
                 f"{plugin.name}: its step needs the values of tensors ({_cause(error)}), and an "

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from bench import flops
 from bench.augment import identity
 from bench.engine import Trainer
 from bench.hookspecs import Batch, View
@@ -110,7 +110,7 @@ class Gauge(Trainer):
     def _turns(self) -> Iterator[str]:
         while "end" not in (order := self.ask()):
             if "flops" in order:
-                with FlopCounterMode(display=False) as counter:
+                with flops.counter() as counter:
                     for _ in range(order["flops"]):
                         yield "step"
                 self.tell({"flops": counter.get_total_flops()})

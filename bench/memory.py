@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from bench import confine
 from bench.errors import UserError
@@ -40,6 +41,10 @@ class Step:
         batch_size: source images per step over all cards.
         cards: processes that share a batch.
         precision: fp32, bf16 (autocast) or fp64.
+        config: every field of the method's configuration, instead of a recipe.
+        args, stem: of the backbone, as in a track.
+        images, classes: of the training set that the method is told of.
+        gray: whether its images have one channel.
 
     Raises:
         UserError: the batch does not divide by the cards, or is larger than the training set.
@@ -52,6 +57,12 @@ class Step:
     cards: int = 1
     recipe: str = ""
     precision: str = "fp32"
+    config: Mapping[str, Any] | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    stem: Mapping[str, Any] | None = None
+    images: int = IMAGES
+    classes: int = CLASSES
+    gray: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size % self.cards:
@@ -59,8 +70,10 @@ class Step:
                 f"batch size {self.batch_size} does not divide by {self.cards} cards; take a "
                 f"multiple of {self.cards}"
             )
-        if self.batch_size > IMAGES:
-            raise UserError(f"batch size {self.batch_size} exceeds the {IMAGES} training images")
+        if self.batch_size > self.images:
+            raise UserError(
+                f"batch size {self.batch_size} exceeds the {self.images} training images"
+            )
 
     @property
     def batch_per_card(self) -> int:
@@ -80,6 +93,10 @@ class Estimate:
         other: what the exchange of gradients and the update make, half-precision copies of
             weights, tensors of no module.
         total: of all of it; the peak.
+        flops_per_image: of a step, forward and backward, for each of its source images: a
+            multiplication and an addition are two, as torch counts convolutions, products of
+            matrices and attention; the mean where optimizers take turns or stages differ.
+        weights: numbers that the backbone's parameters are.
     """
 
     parameters: int
@@ -89,6 +106,8 @@ class Estimate:
     buffers: int
     other: int
     total: int
+    flops_per_image: float = 0.0
+    weights: int = 0
 
 
 Ask = Callable[[Step], Estimate]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -173,6 +174,73 @@ def test_what_cannot_be_estimated_is_one_line(traced, pretrain, line):
     assert "\n" not in str(refusal.value)
 
 
+# FLOPs of the same step
+
+
+def test_flops_of_a_linear_and_a_convolutional_network_are_those_by_hand(traced):
+    """Forward, the weights' gradients, and the inputs' of every layer but the first."""
+    assert traced().flops_per_image == 2 * (2 * 3072 * 8 + 3 * 8 * 5)
+    pixels = 32 * 32
+    assert traced(CONV).flops_per_image == 2 * pixels * (2 * 27 * 6 + 3 * 54 * 4)
+
+
+def test_attention_on_a_cpu_counts():
+    """Two products of (2, 3, 5, 4) and (2, 3, 4, 5); five of these sizes backward, as torch counts
+    attention that forgets its scores."""
+    from bench import flops
+
+    q, k, v = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+    product = 2 * (2 * 3 * 5 * 5 * 4)
+    with flops.counter() as counter:
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        assert counter.get_total_flops() == 2 * product
+        out.sum().backward()
+    assert counter.get_total_flops() == (2 + 5) * product
+
+
+def test_flops_are_of_a_source_image_whatever_batch_and_cards(traced):
+    once = traced(CONV).flops_per_image
+    assert traced(CONV, batch_size=64).flops_per_image == once
+    assert traced(CONV, batch_size=64, cards=4).flops_per_image == once
+    assert traced(CONV, precision="bf16").flops_per_image == once
+
+
+STAGES = """model = engine.prepare(Model(nn.Identity()), "model")
+    other = engine.prepare(nn.Linear(3 * 32 * 32, 1), "other")
+    first, second = (engine.optimizer(m, "sgd", lr=0.1, name=n)
+                     for m, n in ((model, "first"), (other, "second")))
+    for batch in engine.batches(until=0.25):
+        engine.step(model(batch.views[0]), first)
+    for batch in engine.batches():
+        engine.step(other(batch.views[0].flatten(1)).mean(), second)"""
+
+
+def test_flops_of_two_stages_are_weighed_by_their_share_of_the_budget(traced):
+    linear, other = 2 * (2 * 3072 * 8 + 3 * 8 * 5), 2 * 2 * 3072
+    found = traced(pretrain=STAGES).flops_per_image
+    assert found == pytest.approx(0.25 * linear + 0.75 * other, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_flops_of_the_real_step_are_those_of_the_estimate(tmp_path, name):
+    from bench import backbones, cards, flops, manager
+
+    plugin = manager.load("moco_v2")
+    card = plugin.call("describe")
+    config = cards.config_object(card, cards.config_from(card, "small", {}, method="moco_v2"))
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 3, 32, 32), dtype=np.uint8)
+    backbone = backbones.build({"name": name, "args": {}, "stem": None}, 32)
+    (tmp_path / "real").mkdir()
+    real = Trainer(pixels, None, None, steps=3, batch_size=32, seed=0, folder=tmp_path / "real")
+    real.place(backbone)
+    with flops.counter() as counter:
+        plugin.call("pretrain", backbone=backbone, config=config, engine=real)
+    step = Step("moco_v2", name, 32, 32, recipe="small", images=256)
+    found = allocations.trace(step, tmp_path)
+    assert found.flops_per_image == counter.get_total_flops() / (3 * 32)
+    assert found.weights == sum(p.numel() for p in backbone.parameters())
+
+
 def test_no_memory_is_taken_for_what_is_estimated(traced):
     import resource
 
@@ -194,6 +262,7 @@ def real_peak(folder: Path, plugin: str, recipe: str, backbone: str, batch: int)
     card = found.call("describe")
     config = cards.config_object(card, cards.config_from(card, recipe, {}, method=found.name))
     pixels = np.random.default_rng(0).integers(0, 256, (8448, 3, 32, 32), dtype=np.uint8)
+    gc.collect()  # what other tests left would be freed in this one's account
     with torch.profiler.profile(profile_memory=True) as profiler:
         backbone_ = backbones.build({"name": backbone, "args": {}, "stem": None}, 32)
         trainer = Trainer(pixels, None, None, steps=3, batch_size=batch, seed=0, folder=folder)
