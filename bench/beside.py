@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import claims, cost_page, ledger, recipes, reproductions, sheets
+from bench import claims, cost_page, ledger, recipes, reproductions, sheets, training_flops
 from bench.errors import UserError
 from bench.recipes import Recipe
 from bench.reproductions import Record
+from bench.training_flops import Counts
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Beside:
         claims: the file name of the page of claims, if the folder has studies.
         costs: the file name of the page of costs, if the folder has any.
         sheets: track id -> file names of the sheets of images in `sheets/<track>/`.
+        flops: training FLOPs that were counted, see `bench.training_flops`.
     """
 
     ledger: Sequence[Mapping[str, Any]] = ()
@@ -34,6 +36,7 @@ class Beside:
     claims: str = ""
     costs: str = ""
     sheets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    flops: Counts = field(default_factory=dict)
 
 
 def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
@@ -52,7 +55,12 @@ def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
             problems.append(str(error).replace(str(file), f"{file.parent.name}/{file.name}"))
         else:
             found.setdefault(file.parent.name, []).append(recipe)
+    try:
+        flops = training_flops.read(folder)
+    except UserError as error:
+        flops, problems = {}, [*problems, str(error).replace(f"{folder}/", "")]
     return Beside(
+        flops=flops,
         ledger=ledger.read(folder / ledger.FILE),
         recipes={track: tuple(kept) for track, kept in found.items()},
         reproduced=reproductions.read(folder),

@@ -114,11 +114,19 @@ def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
     return _svg(draw, rows_sha256(curves))
 
 
-def sweep_svg(sweeps: Sequence[Sweep], *, xlabel: str) -> str:
-    """Return the picture of metrics by a setting, on a logarithmic axis where it spans much."""
+def sweep_svg(
+    sweeps: Sequence[Sweep], *, xlabel: str, ylabel: str = "", digits: int | None = None
+) -> str:
+    """Return the picture of metrics by a setting, on a logarithmic axis where it spans much.
+
+    Args:
+        digits: significant ones of the numbers along the axis; None for all.
+    """
 
     def draw(axes) -> None:
         settings = sorted({point[0] for sweep in sweeps for point in sweep.points})
+        if digits is not None:
+            settings = sorted({float(f"{setting:.{digits - 1}e}") for setting in settings})
         if settings[0] > 0 and settings[-1] > 20 * settings[0]:
             axes.set_xscale("log")
             axes.minorticks_off()
@@ -135,6 +143,7 @@ def sweep_svg(sweeps: Sequence[Sweep], *, xlabel: str) -> str:
         axes.set_xlabel(_plain(xlabel), parse_math=False)
         if len(sweeps) > 1:
             axes.legend(frameon=False)
+            axes.set_ylabel(_plain(ylabel), parse_math=False)
         else:
             axes.set_ylabel(_plain(sweeps[0].label), parse_math=False)
 

@@ -104,6 +104,7 @@ def markdown(table: Table) -> str:
         stale=lambda row: row.key in table.stale,
         reproduced=reproductions.cells(table.board.rows, table.beside.reproduced),
         ledger=table.beside.ledger,
+        flops=table.beside.flops,
     )
     return f"{shown}\n\n{protocols_line(table.board)}"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import manager, recipes, session
+from bench import budgets, manager, recipes, session
 from bench.errors import UserError
 from bench.plan import RAW_PIXELS, RAW_PIXELS_METHOD
 from bench.probe import probe
@@ -124,8 +124,7 @@ def protocol_hash(evaluation: dict[str, Any], runs_dir: Path) -> str:
 
 def holds(track: Track) -> str:
     """Return what runs on a track hold for, in words."""
-    kind, amount = next(iter(track.budget.items()))
-    return f"{session.backbone_words(track)}, {track.id}, {amount} {kind}"
+    return f"{session.backbone_words(track)}, {track.id}, {budgets.words(track.budget)}"
 
 
 def _text(value: object) -> str:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from bench import reproductions
+from bench import reproductions, training_flops
 from bench.cells import decimals, join, numbers, plus_minus, table, text
 from bench.columns import CALIBRATION, Column
 from bench.generated import calibration_section, disagreements, sheets_section
@@ -25,9 +25,11 @@ from bench.recipes import Recipe
 from bench.reproductions import Record
 from bench.results import Result
 from bench.rows import RANKED_SEEDS, Board, TableRow, build
+from bench.training_flops import Counts
 
 Track = Mapping[str, Any]
-FACTS = ("data", "licence", "backbone", "image_size", "budget", "batch_size", "precision")
+SHAPES = ("backbone", "image_size", "budget", "batch_size", "precision")
+FACTS = ("division", "data", "licence", *SHAPES)
 
 
 def render_track(
@@ -44,6 +46,8 @@ def render_track(
     recipes: Iterable[Recipe] = (),
     tuning_figure: str = "",
     sheets: Sequence[str] = (),
+    flops: Counts | None = None,
+    flops_figure: str = "",
 ) -> str:
     """Return a track's page.
 
@@ -57,6 +61,7 @@ def render_track(
         ledger: the lines of the ledger of test reads; without any, the page does not count them.
         recipes: the track's tuned recipes; `tuning_figure`: the file name of their picture.
         sheets: file names of published sheets of images.
+        flops: training FLOPs that were counted; `flops_figure`: the file of their picture.
     """
     board = build(track, results, published, problems)
 
@@ -67,12 +72,18 @@ def render_track(
 
     main = [row for row in board.rows if row.section == "main"]
     blocks = [f"# {text(track.get('title') or track['id'])}", *_opening(track, board)]
-    table_of = partial(page_table, track, board, stale=stale, reproduced=again, ledger=ledger)
+    table_of = partial(
+        page_table, track, board, stale=stale, reproduced=again, ledger=ledger, flops=flops
+    )
     blocks.append(table_of(main) if main else "No results yet.")
     if main:
-        blocks.append(_legend(board, dated=any(row.key in again for row in board.rows)))
-    if figure:
-        blocks.append(f"![Accuracy against training time]({quote(figure)})")
+        counted, dated = (
+            bool(training_flops.spent(main, flops)),
+            any(row.key in again for row in board.rows),
+        )
+        blocks.append(_legend(board, dated=dated, counted=counted))
+    for what, file in (("time", figure), ("FLOPs", flops_figure)):
+        blocks += [f"![Accuracy against training {what}]({quote(file)})"] if file else []
     if tuning_figure:
         blocks += ["## Tuning", *tuning_section(board, recipes, tuning_figure)]
     blocks += [*calibration_section(board), *sheets_section(track["id"], board, sheets)]
@@ -104,17 +115,26 @@ def page_table(
     stale: Callable[[TableRow], bool],
     reproduced: Mapping[str, str],
     ledger: Sequence[Mapping[str, Any]] = (),
+    flops: Counts | None = None,
 ) -> str:
     """Return some rows of a page as its table shows them.
 
     Args:
         stale: says whose code is not today's.
         reproduced: row's key -> its cell of the column `last reproduced`.
-        ledger: as for `render_track`.
+        ledger, flops: as for `render_track`.
     """
     lines = [] if board.headline is None or board.headline.validation else ledger
     reads = {row.key: test_reads(lines, row.first, track) for row in board.rows} if lines else {}
-    return rows_table(board, rows, stale=stale, reads=reads, reproduced=reproduced)
+    return rows_table(
+        board,
+        rows,
+        stale=stale,
+        reads=reads,
+        reproduced=reproduced,
+        flops=training_flops.spent(rows, flops),
+        ceilings=track.get("ceilings"),
+    )
 
 
 def _opening(track: Track, board: Board) -> list[str]:
@@ -156,12 +176,14 @@ def _page_seeds(board: Board) -> list[int]:
     return sorted({seed for row in trained for seed in row.expected})
 
 
-def _legend(board: Board, *, dated: bool) -> str:
+def _legend(board: Board, *, dated: bool, counted: bool) -> str:
     said = (
         "Accuracy in percent: mean ± 95 % interval over n seeds (of the images where n is 1), "
         "in brackets the stage that validation chose. *Italic*: floors and reference. "
         "Passes: encoder passes per source image with + without gradient. "
-        "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe. "
+        + "GFLOP: of a run's training, counted from its step. "
+        * counted
+        + "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe. "
         f"Test reads: configurations of the method that were ever evaluated on this test split, "
         f"bold above {MANY_READS}."
     )

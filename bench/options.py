@@ -41,7 +41,10 @@ selecting = joined(
     click.option("--dataset", help="Another data set: a name, npz:PATH or imagefolder:PATH."),
     click.option("--backbone", help="Another backbone: the name of a timm model."),
     click.option("--image-size", type=POSITIVE, help="Another side of the images, in pixels."),
-    click.option("--epochs", type=POSITIVE, help="Another budget."),
+    click.option("--epochs", type=POSITIVE, help="Another budget, in epochs."),
+    click.option(
+        "--budget", metavar="KIND=N", help="Or in images, steps, flops or device-seconds."
+    ),
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
     click.option("--chunk", type=POSITIVE, help="Source images embedded at a time; saves memory."),
     click.option("--checkpointing", is_flag=True, help="Recompute activations; saves memory."),

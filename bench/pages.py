@@ -22,6 +22,8 @@ def rows_table(
     stale: Callable[[TableRow], bool],
     reproduced: Mapping[str, str] | None = None,
     reads: Mapping[str, int] | None = None,
+    flops: Mapping[str, float] | None = None,
+    ceilings: Mapping[str, float] | None = None,
 ) -> str:
     """Return some of a board's rows as a table.
 
@@ -29,6 +31,9 @@ def rows_table(
         stale: says whose code is not today's.
         reproduced: row's key -> when a run of it was last trained again, and how that ended.
         reads: row's key -> configurations of its method evaluated on the test split, if counted.
+        flops: row's key -> training FLOPs of a run, where they were counted.
+        ceilings: "flops" and "parameters" that the rows of an open track may not exceed; such rows
+            chose backbone, batch and epochs for themselves.
     """
     again = reproduced or {}
     dated = any(row.key in again for row in rows)
@@ -37,7 +42,10 @@ def rows_table(
     headers = ["rank"] if ranked else []
     headers += ["method", "paper", *(text(column.title) for column in columns)]
     counted = ["test reads"] if reads else []
-    headers += ["n", "tuning", *counted, "passes", "images/s", "GiB", "s/run"]
+    spent = flops or {}
+    chosen = ["backbone", "batch", "epochs"] if ceilings else []
+    headers += ["n", "tuning", *counted, *chosen, "passes", *(["GFLOP"] if spent else [])]
+    headers += ["images/s", "GiB", "s/run"]
     drawn = any(result.cost.sampling_seconds for row in rows for result in row.good)
     headers += ["s sampling"] if drawn else []
     headers += [*(["last reproduced"] if dated else []), "status"]
@@ -48,11 +56,14 @@ def rows_table(
         line += [_name(row), paper(card.paper), *(_accuracy(board, row, c) for c in columns)]
         line += [_count(row), text(card.tuning, longest=12)]
         line += [_reads(reads.get(row.key, 0))] if reads else []
-        line += _costs(row)
+        line += _chosen(row) if ceilings else []
+        encoder, *rest = _costs(row)
+        line += [encoder, *([short(spent.get(row.key, 0) / 1e9)] if spent else []), *rest]
         line += [_sampling(row)] if drawn else []
         line += [again.get(row.key, "")] if dated else []
-        lines.append([*line, _status(board, row, stale(row))])
-    figures = len(columns) + 6 + len(counted) + drawn
+        over = _over(row, ceilings or {}, spent)
+        lines.append([*line, join([_status(board, row, stale(row)), *over])])
+    figures = len(columns) + 6 + len(counted) + len(chosen) + bool(spent) + drawn
     aligned = "l" * (2 + ranked) + "r" * figures + "l" * (1 + dated)
     return table(headers, lines, aligned)
 
@@ -169,6 +180,23 @@ def _costs(row: TableRow) -> list[str]:
     speed, seconds = middle("images_per_second"), middle("train_seconds")
     memory = max(cost.peak_memory_gib for cost in costs)
     return [encoder, short(speed), short(memory, digits=2), short(seconds)]
+
+
+def _chosen(row: TableRow) -> list[str]:
+    """Return backbone, batch and epochs, which a row of an open track chooses for itself."""
+    spec, seen = row.first.spec, row.first.data.train_images
+    backbone = spec.get("backbone")
+    if not row.good or backbone is None or row.is_floor:
+        return ["", "", ""]
+    drawn = spec["budget"]["steps"] * spec["batch_size"]
+    epochs = short(drawn / seen) if seen else ""
+    return [text(backbone["name"]), str(spec["batch_size"]), epochs]
+
+
+def _over(row: TableRow, ceilings: Mapping[str, float], spent: Mapping[str, float]) -> list[str]:
+    """Return which of an open track's ceilings a row exceeds."""
+    has = {"flops": spent.get(row.key, 0.0), "parameters": row.first.cost.parameters}
+    return [f"**over the track's {kind}**" for kind, most in ceilings.items() if has[kind] > most]
 
 
 def _sampling(row: TableRow) -> str:

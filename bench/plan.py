@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import ENGINE
+from bench.budgets import PRICED, Price, flops_words, total_steps, words
 from bench.cards import recipe_used
 from bench.errors import UnknownName, UserError
 from bench.identity import run_id
@@ -98,28 +99,6 @@ def resolve_precision(precision: str, device: str) -> str:
     return "bf16" if device.startswith("cuda") else "fp32"
 
 
-def total_steps(budget: Mapping[str, int], num_images: int, batch_size: int) -> int:
-    """Return the budget in optimiser steps; an epoch has `num_images // batch_size` of them.
-
-    Raises:
-        UserError: the batch is larger than the training set or than the budget.
-    """
-    if batch_size > num_images:
-        raise UserError(
-            f"batch size {batch_size} is larger than the {num_images} training images; "
-            "lower --batch-size or raise --limit"
-        )
-    if "steps" in budget:
-        return budget["steps"]
-    if "epochs" in budget:
-        return budget["epochs"] * (num_images // batch_size)
-    if budget["images"] < batch_size:
-        raise UserError(
-            f"a budget of {budget['images']} images is less than one batch of {batch_size}"
-        )
-    return budget["images"] // batch_size
-
-
 def plan(
     track: Track,
     methods: Mapping[str, Mapping[str, Any]],
@@ -128,6 +107,7 @@ def plan(
     seeds: Iterable[int],
     device: str = "cpu",
     processes: int = 1,
+    prices: Mapping[str, Price] | None = None,
 ) -> list[RunSpec]:
     """Return the runs, seed by seed, so that an interrupted board has whole seeds.
 
@@ -139,10 +119,12 @@ def plan(
         data: {"facts": bench.data.facts, "splits": {seed: {"sha256", "train", "val"}}}, sizes in
             images.
         device: "cpu" or "cuda"; decides what precision "auto" means.
+        prices: what methods make of a budget that counts FLOPs or seconds; floors need none, and
+            have an epoch.
 
     Raises:
         UserError: the batch does not fit the training set; or it or a chunk the number of
-            processes.
+            processes; or a row would exceed an open track's ceilings.
     """
     for name, images in (("batch size", track.batch_size), ("chunk", track.chunk)):
         if images is not None and images % processes:
@@ -152,7 +134,16 @@ def plan(
             )
     dataset, track = track.data["name"], pin_data(track, data["facts"])
     return [
-        _run(track, dataset, name, method, data=data, seed=seed, device=device)
+        _run(
+            track,
+            dataset,
+            name,
+            method,
+            data=data,
+            seed=seed,
+            device=device,
+            price=(prices or {}).get(name),
+        )
         for seed in seeds
         for name, method in methods.items()
     ]
@@ -252,6 +243,7 @@ def _run(
     data: Mapping[str, Any],
     seed: int,
     device: str,
+    price: Price | None,
 ) -> RunSpec:
     card, facts, split = method["card"], data["facts"], _split(data, seed)
     trains = name != RAW_PIXELS
@@ -260,7 +252,7 @@ def _run(
     most = facts["sizes"].get("unlabeled", split["train"])
     num_images = min(most, track.data["limit"] or most)
     limited = {"limit": num_images} if num_images < most else {}
-    steps = total_steps(track.budget, num_images, track.batch_size)
+    steps = _steps(track, name, card["role"], num_images, price) if trains else 0
     spec = {
         "schema": SCHEMA,
         "method": name,
@@ -276,7 +268,7 @@ def _run(
         | ({"parity": True} if track.parity else {}),
         "image_size": track.image_size,
         "backbone": track.backbone if trains else None,
-        "budget": {"steps": steps if trains else 0},
+        "budget": {"steps": steps},
         "batch_size": track.batch_size,
         "precision": resolve_precision(track.precision, device) if trains else "fp32",
         "threads": track.threads,
@@ -308,6 +300,34 @@ def _run(
         code=code,
         evaluations=[{"name": n, "overrides": given} for n, given in track.evaluations.items()],
     )
+
+
+def _steps(track: Track, name: str, role: str, num_images: int, price: Price | None) -> int:
+    """Return a method's steps; floors have an epoch where others have what FLOPs or seconds buy."""
+    priced = next(iter(track.budget)) in PRICED
+    if priced and role == "floor":
+        return total_steps({"epochs": 1}, num_images, track.batch_size)
+    if priced and price is None:
+        raise UserError(
+            f"track {track.id} has a budget of {words(track.budget)}, which `bench run` and `bench "
+            "plan` turn into steps; take a track whose budget counts epochs, steps or images"
+        )
+    rate = price.images_per_unit if price and priced else None
+    steps = total_steps(track.budget, num_images, track.batch_size, images_per_unit=rate)
+    if not track.is_open or role == "floor" or price is None:
+        return steps
+    ceiling, spent = track.ceiling or track.budget["flops"], price.flops(steps * track.batch_size)
+    if spent > ceiling:
+        raise UserError(
+            f"{name}: {steps} steps of {track.batch_size} images are {flops_words(spent)}, and "
+            f"track {track.id} allows {flops_words(ceiling)}; lower --epochs, or leave it out"
+        )
+    if track.max_parameters and price.parameters > track.max_parameters:
+        raise UserError(
+            f"{name}: the backbone has {price.parameters} parameters, and track {track.id} allows "
+            f"{track.max_parameters}; take a smaller one"
+        )
+    return steps
 
 
 def _saving(track: Track, role: str) -> dict[str, Any]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench import claims, cost_page, figures, leaderboard, ledger, recipes, sheets
+from bench import (
+    claims,
+    cost_page,
+    figures,
+    leaderboard,
+    ledger,
+    pictures,
+    sheets,
+    training_flops,
+)
 from bench.beside import Beside
 from bench.beside import read as read_beside
-from bench.columns import is_distance
 from bench.errors import UserError
 from bench.results import (
     TRACK_FILE,
@@ -24,7 +29,6 @@ from bench.results import (
     write,
     write_text,
 )
-from bench.rows import build
 from bench.verify import verify
 
 INDEX = "README.md"
@@ -96,6 +100,11 @@ def render_pages(
     files = {INDEX: leaderboard.render_index(shown, claims=beside.claims, costs=beside.costs)}
     for page in pages:
         name = page.track["id"]
+        there = pictures.of_page(page, pages, beside)
+
+        def drawn(file: str, there: Mapping[str, Any] = there) -> str:
+            return file if file in there else ""
+
         files[leaderboard.page_name(name)] = leaderboard.render_track(
             page.track,
             page.results,
@@ -103,78 +112,20 @@ def render_pages(
             problems=page.problems,
             current=current,
             engine=engine,
-            figure=figure_name(name) if cost_points(page) else "",
+            figure=pictures.figure_name(name) if pictures.cost_points(page) else "",
+            flops_figure=pictures.flops_name(name)
+            if pictures.flops_curves(page, pages, beside)
+            else "",
             reproduced=beside.reproduced,
             ledger=beside.ledger,
             recipes=beside.recipes.get(name, ()),
-            tuning_figure=tuning_name(name) if tuning_curves(page, beside) else "",
+            tuning_figure=pictures.tuning_name(name)
+            if pictures.tuning_curves(page, beside)
+            else "",
             sheets=beside.sheets.get(name, ()),
+            flops=beside.flops,
         )
     return files
-
-
-def figure_name(track_id: str) -> str:
-    """Return the file name of a track's picture of accuracy against cost."""
-    return f"{track_id}.svg"
-
-
-def tuning_name(track_id: str) -> str:
-    """Return the file name of a track's picture of its trials."""
-    return f"{track_id}-tuning.svg"
-
-
-def tuning_curves(page: Page, beside: Beside) -> list[figures.Curve]:
-    """Return the expected best validation score of each of the page's methods that was tuned."""
-    titles = {result.method: result.row.title or result.method for result in page.results}
-    return [
-        figures.Curve(
-            label=titles[recipe.method],
-            scores=tuple(
-                recipes.expected_best(
-                    [trial.score for trial in recipe.trials],
-                    lowest=is_distance(recipe.headline["id"], recipe.headline["metric"]),
-                )
-            ),
-        )
-        for recipe in beside.recipes.get(page.track["id"], ())
-        if recipe.method in titles
-    ]
-
-
-def pictures(
-    page: Page, beside: Beside
-) -> dict[str, tuple[Sequence[figures.Point | figures.Curve], Callable[[Any], str]]]:
-    """Return a page's pictures: file name -> what it shows, and what draws that."""
-    name, cost, tuned = page.track["id"], figures.cost_svg, figures.tuning_svg
-    headline = build(page.track, page.results).headline
-    if headline is not None and headline.is_distance:
-        cost = partial(cost, ylabel=headline.title)
-        tuned = partial(tuned, unit=headline.title)
-    drawn = {
-        figure_name(name): (cost_points(page), cost),
-        tuning_name(name): (tuning_curves(page, beside), tuned),
-    }
-    return {name: shown for name, shown in drawn.items() if shown[0]}
-
-
-def cost_points(page: Page) -> list[figures.Point]:
-    """Return what a page's picture shows: its main rows with numbers; none if nothing trained."""
-    board = build(page.track, page.results)
-    points = [
-        figures.Point(
-            label=row.first.row.title or row.first.method,
-            role=row.first.row.role,
-            seconds=float(np.median([result.cost.train_seconds for result in row.good])),
-            accuracy=cell.mean,
-            low=cell.low,
-            high=cell.high,
-        )
-        for row in board.rows
-        if row.section == "main"
-        and board.headline is not None
-        and (cell := board.cells.get((row.key, board.headline))) is not None
-    ]
-    return points if any(point.seconds > 0 for point in points) else []
 
 
 def render_all(
@@ -207,7 +158,7 @@ def _write_boards(
         write_text(out_dir / name, text)
         written.append(out_dir / name)
     for page in pages:
-        for name, (shown, draw) in pictures(page, beside).items():
+        for name, (shown, draw) in pictures.of_page(page, pages, beside).items():
             if not ((out_dir / name).is_file() and _is_current(out_dir / name, shown)):
                 write_text(out_dir / name, draw(shown))
             written.append(out_dir / name)
@@ -241,7 +192,7 @@ def check(
         elif path.read_bytes() != text.encode():
             differences.append(f"{name}: differs from its results")
     for page in pages:
-        for name, (shown, _) in pictures(page, beside).items():
+        for name, (shown, _) in pictures.of_page(page, pages, beside).items():
             expected.add(name)
             if not (folder / name).is_file():
                 differences.append(f"{name}: missing")
@@ -323,7 +274,11 @@ def publish(
         track: tuple(sorted({*beside.sheets.get(track, ()), *drawn.get(track, ())}))
         for track in {*beside.sheets, *drawn}
     }
-    beside = replace(beside, sheets=shown)
+    counts = dict(beside.flops)
+    for name, count in training_flops.read(Path(runs_dir)).items():
+        if any(name == training_flops.key(r.spec) for results in new.values() for r in results):
+            counts[name] = count
+    beside = replace(beside, sheets=shown, flops=counts)
     files = render_pages(everything, current=current, engine=engine, beside=beside)
     written = []
     for line in late:
@@ -336,6 +291,9 @@ def publish(
             write(folder / f"{result.run_id}.json", result)
             written.append(folder / f"{result.run_id}.json")
     written += sheets.copy(target, drawn)
+    if counts:
+        training_flops.write(target, counts)
+        written.append(target / training_flops.FILE)
     return written + _write_boards(target, everything, files, beside)
 
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from bench.track import Track
 
 FOLDER = "recipes"
-NOT_TRAINED = ("title", "description", "seeds", "smoke", "trials", "jobs", "floors", "reference")
+NOT_TRAINED = (
+    *("title", "description", "seeds", "smoke", "trials", "jobs", "floors", "reference"),
+    *("parity", "recipes_of", "smaller"),
+)
 OTHER_CODE = "its recipe was tuned with other code of the method"
 
 
@@ -77,10 +80,9 @@ class Recipe:
 def training_sha256(track: Track) -> str:
     """Return the hash of what a track's trials depend on, besides the method."""
     content = dataclasses.asdict(track)
-    del content["parity"]  # no trials there
-    for name in ("chunk", "checkpointing"):
-        if not content[name]:  # hashes are as if the key did not exist
-            del content[name]
+    for field in dataclasses.fields(track):  # hashes are as if a younger key did not exist
+        if field.default is not dataclasses.MISSING and content[field.name] == field.default:
+            del content[field.name]
     kept = {key: value for key, value in content.items() if key not in ("id", *NOT_TRAINED)}
     return digest(kept | {"evaluations": None})  # the headline has a hash of its own
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import ENGINE, manager, recipes
+from bench import ENGINE, budgets, manager, pricing, recipes
 from bench.errors import UserError
 from bench.plan import (
     RAW_PIXELS,
@@ -28,6 +28,7 @@ from bench.plan import (
     with_floors,
 )
 from bench.probe import probe
+from bench.training_flops import Training
 
 if TYPE_CHECKING:
     from bench.results import Result
@@ -52,12 +53,14 @@ class Session:
     Attributes:
         broken: why each method that cannot run cannot, by name.
         page: what `bench.leaderboard` is told of the track.
+        trained: what each method trains, by name, for counting its FLOPs.
     """
 
     track: Track
     specs: list[RunSpec]
     broken: dict[str, str]
     page: dict[str, Any]
+    trained: dict[str, Training] = field(default_factory=dict)
 
 
 def prepare(
@@ -105,7 +108,8 @@ def prepare(
     by_method = parse_settings(settings, [manager.method_name(r) for r in asked])
     names = [manager.method_name(request) for request in requests]
     places = recipe_folders(leaderboards_dir)
-    kept = {n: r for n in names if (r := recipes.find(places, chosen.id, n)) is not None}
+    source_of = chosen.recipes_of or chosen.id
+    kept = {n: r for n in names if (r := recipes.find(places, source_of, n)) is not None}
     answer = probe(
         requests,
         recipe=chosen.recipe,
@@ -147,14 +151,29 @@ def prepare(
             methods[name] = found
     facts = answer["data"]["facts"]
     source = chosen.data["name"]
+    boards = [leaderboards_dir, published_folder().parent]
+    priced = pricing.prices(
+        chosen, methods, answer["data"], seed=wanted[0], runs_dir=runs_dir, boards=boards
+    )
     chosen = pin_data(chosen, facts)
-    specs = plan(chosen, methods, answer["data"], seeds=wanted, device=device, processes=processes)
+    specs = plan(
+        chosen,
+        methods,
+        answer["data"],
+        seeds=wanted,
+        device=device,
+        processes=processes,
+        prices=priced,
+    )
+    trained = pricing.trainings(specs, chosen, answer["data"])
     specs = [with_source(spec, source) for spec in specs]
     # Words of the page alone: the track's id is a hash of the track's content.
     words = {"title": chosen.title, "description": chosen.description}
     if changed:
         words = _adhoc_words(standard, overrides or {})
-    return Session(chosen, specs, broken, _page(chosen, words, facts, answer["protocols"]))
+    common = replace(chosen, budget=standard.budget) if chosen.is_open else chosen
+    page = _page(common, words, facts, answer["protocols"])
+    return Session(chosen, specs, broken, page, trained)
 
 
 def recipe_folders(leaderboards_dir: Path) -> list[Path]:
@@ -173,9 +192,10 @@ def tuned(
 ) -> dict[str, Any]:
     """Return a probed method with its tuned configuration, or with a note why it has none."""
     headline = next(protocol for protocol in protocols if protocol["headline"])
+    tuned_on = load_track(track.recipes_of) if track.recipes_of else track
     misfit = recipes.fits(
         recipe,
-        track_sha256=recipes.training_sha256(track),
+        track_sha256=recipes.training_sha256(tuned_on),
         trials=track.trials,
         search=method["card"]["search"],
         standard=method["standard"],
@@ -225,34 +245,41 @@ def _page(
     facts: Mapping[str, Any],
     protocols: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    kind, amount = next(iter(track.budget.items()))
     gray = " Gray images: views of hue and saturation have no effect."
     stored = f" Stored at {track.store_size} px: views crop from that, evaluations see its centre."
-    return {
-        "id": track.id,
-        "title": words["title"],
-        "description": " ".join(words["description"].split())
-        + gray * (facts["channels"] == 1)
-        + stored * (track.store_size is not None)
-        + PARITY * track.parity
-        + (CHUNK.format(track.chunk) if track.chunk else "")
-        + CHECKPOINTING * track.checkpointing,
-        "smoke": track.smoke,
-        "seeds": list(track.seeds),
-        "data": data_name(facts["name"]),
-        "licence": facts["licence"],
-        "backbone": backbone_words(track),
-        "image_size": track.image_size,
-        "budget": f"{amount} {kind}",
-        "batch_size": track.batch_size,
-        "precision": track.precision,
-        "protocols": protocols,
-        "floors": list(track.floors),
-        "reference": track.reference,
-        "data_sha256": facts["sha256"],
-        "test_sha256": facts["test_sha256"],
-        "trials": track.trials,
-    }
+    ceilings = {"flops": track.budget["flops"]} if track.is_open else {}
+    ceilings |= {"parameters": track.max_parameters} if track.max_parameters else {}
+    more = {"division": "open" * track.is_open, "ceilings": ceilings, "smaller": [*track.smaller]}
+    free = {key: "free" for key in ("backbone", "batch_size") if track.is_open}
+    return (
+        {
+            "id": track.id,
+            "title": words["title"],
+            "description": " ".join(words["description"].split())
+            + gray * (facts["channels"] == 1)
+            + stored * (track.store_size is not None)
+            + PARITY * track.parity
+            + (CHUNK.format(track.chunk) if track.chunk else "")
+            + CHECKPOINTING * track.checkpointing,
+            "smoke": track.smoke,
+            "seeds": list(track.seeds),
+            "data": data_name(facts["name"]),
+            "licence": facts["licence"],
+            "backbone": backbone_words(track),
+            "image_size": track.image_size,
+            "budget": budgets.words(track.budget),
+            "batch_size": track.batch_size,
+            "precision": track.precision,
+            "protocols": protocols,
+            "floors": list(track.floors),
+            "reference": track.reference,
+            "data_sha256": facts["sha256"],
+            "test_sha256": facts["test_sha256"],
+            "trials": track.trials,
+        }
+        | free
+        | {key: value for key, value in more.items() if value}
+    )
 
 
 def backbone_words(track: Track) -> str:
@@ -304,13 +331,15 @@ def render(session: Session, options: Options) -> Path:
     own = [run for folder in sorted(options.results.glob("*/")) for run in read_all(folder)[0]]
     sheets.copy(out, sheets.planned(options.runs_dir, own))
     shown = beside.read(options.leaderboards_dir, recipes_folder=place)
+    boards = [options.leaderboards_dir, published_folder().parent]
+    counts, _ = pricing.counted(session.trained.values(), options.runs_dir, boards)
     render_all(
         options.results,
         out,
         published=published,
         current=current_code(),
         engine=ENGINE,
-        beside=replace(shown, sheets=sheets.published(out)),
+        beside=replace(shown, sheets=sheets.published(out), flops=counts),
     )
     return out / page_name(session.track.id)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import records, results, runner, session
+from bench import budgets, records, results, runner, session
 from bench.claim import Claim, Metric, Side, Tune
 from bench.columns import is_distance
 from bench.errors import UserError
@@ -257,14 +257,13 @@ def cell_record(
     place = {"contrast": cell.contrast, "side": cell.side, "method": cell.name}
     if cell.method is None:
         return CellRecord(**place, absent=True)
-    kind, amount = next(iter(cell.track.budget.items()))
     return CellRecord(
         **place,
         title=cell.method["card"]["title"],
         variant=runs[0].row["variant"],
         track=runs[0].track,
         batch_size=cell.track.batch_size,
-        budget=f"{amount} {kind}",
+        budget=budgets.words(cell.track.budget),
         runs={str(spec.spec["seed"]): spec.run_id for spec in runs},
         trials=[spec.run_id for spec in trials],
         tuned=tuned,

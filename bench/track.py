@@ -13,8 +13,8 @@ from urllib.parse import quote, unquote_plus
 from bench import trackfile
 from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
+from bench.trackfile import SHIPPED
 
-SHIPPED = Path(__file__).parent / "tracks"
 GENERATION, CALIBRATION = "generation", "calibration"
 PATCH_MODELS = re.compile(r"(test_)?(vit|deit3?|beit(v2)?|eva(02)?)(_|$)")  # timm's names
 
@@ -34,7 +34,7 @@ class Track:
             sees them, for views to crop from), limit (only that many training images, the first; or
             None), and sha256 and test_sha256, None unless `pin_data` filled them in.
         backbone: name, args, stem, as `bench.backbones.build` takes it.
-        budget: one of epochs, steps, images.
+        budget: one of `bench.budgets.KINDS` and how much of it.
         evaluations: {protocol: overrides of its settings}.
         trials: how many each tuned method gets; only rows with as many are ranked.
         headline: the metric that ranks and is tuned for, `PROTOCOL.METRIC`; by default the usual
@@ -43,6 +43,14 @@ class Track:
             there are no validation images, and nothing may be selected.
         chunk: source images that methods embed at a time, over all processes, by gradient caching;
             None: the whole batch. Floors and references know nothing of it.
+        division: "closed", where all rows have the track's backbone, batch and budget; or "open",
+            where each row chooses its own, as long as it stays below the ceilings: the budget,
+            which counts FLOPs, and max_parameters of the backbone.
+        recipes_of: the id of another track whose tuned recipes this one uses; "" for its own.
+        ceiling: the training FLOPs that an open track's rows may spend, where `override` gave the
+            rows a budget of their own; None where the budget says it.
+        smaller: ids of tracks that differ by a smaller budget alone, for the picture of accuracy
+            against FLOPs.
         checkpointing: whether blocks of the backbone are computed again in the backward pass and
             not kept; floors know nothing of it.
     """
@@ -61,13 +69,22 @@ class Track:
     reference: str | None
     data: dict[str, Any]
     backbone: dict[str, Any]
-    budget: dict[str, int]
+    budget: dict[str, float]
     evaluations: dict[str, dict[str, Any]]
     trials: int
     headline: str
     parity: bool = False
     chunk: int | None = None
     checkpointing: bool = False
+    division: str = "closed"
+    max_parameters: int | None = None
+    recipes_of: str | None = None
+    smaller: tuple[str, ...] = ()
+    ceiling: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.division == "open"
 
     @property
     def headline_protocol(self) -> str:
@@ -119,6 +136,7 @@ def override(
     backbone: str | None = None,
     image_size: int | None = None,
     epochs: int | None = None,
+    budget: Mapping[str, float] | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
     precision: str | None = None,
@@ -130,6 +148,8 @@ def override(
     sampling: Mapping[str, Any] | None = None,
 ) -> Track:
     """Return the track with parts replaced; unless nothing changes, its id becomes `name~<6 hex>`.
+
+    An open track leaves backbone, batch and budget to its rows, and keeps its id with others.
 
     A new backbone is taken without the old one's arguments. A convolutional one keeps the track's
     stem; a vision transformer has patches of an eighth of the image's side instead. `samples`,
@@ -143,7 +163,6 @@ def override(
         ("data", "name", dataset),
         ("data", "image_size", image_size),
         ("data", "limit", limit),
-        (None, "batch_size", batch_size),
         (None, "precision", precision),
         (None, "threads", threads),
         (None, "chunk", chunk),
@@ -152,16 +171,41 @@ def override(
         if value is not None:
             (content[table] if table else content)[key] = value
     _override_generation(track.id, content["evaluations"], samples, allow_small, sampling)
-    if backbone is not None and backbone != track.backbone["name"]:
+    own = {"backbone": backbone, "epochs": epochs, "budget": budget, "batch_size": batch_size}
+    name = track.id.partition("~")[0]
+    if not track.is_open:
+        _choose(content, **own)
+        return _track(name, content, "options")
+    shared = _track(name, content, "options")
+    content = _content(shared) | {"division": "closed", "max_parameters": None}
+    _choose(content, **own)
+    checked = trackfile.checked(content, "options")
+    chosen = {key: checked[key] for key in ("backbone", "budget", "batch_size")}
+    return dataclasses.replace(shared, **chosen, ceiling=shared.budget["flops"])
+
+
+def _choose(
+    content: dict[str, Any],
+    *,
+    backbone: str | None,
+    epochs: int | None,
+    budget: Mapping[str, float] | None,
+    batch_size: int | None,
+) -> None:
+    """Change in place what rows of an open track choose for themselves."""
+    if batch_size is not None:
+        content["batch_size"] = batch_size
+    if backbone is not None and backbone != content["backbone"]["name"]:
         patches = {"patch_size": max(1, content["data"]["image_size"] // 8)}
         content["backbone"] |= (
             {"name": backbone, "args": patches, "stem": None}
             if PATCH_MODELS.match(backbone)
             else {"name": backbone, "args": {}}
         )
-    if epochs is not None:
-        content["budget"] = {"epochs": epochs}
-    return _track(track.id.partition("~")[0], content, "options")
+    if epochs is not None and budget is not None:
+        raise UserError("--epochs and --budget both say how much is trained; give one")
+    if epochs is not None or budget is not None:
+        content["budget"] = dict(budget) if budget else {"epochs": epochs}
 
 
 def _override_generation(
@@ -245,11 +289,11 @@ def _track(name: str, content: dict[str, Any], origin: str) -> Track:
         trackfile.checked(trackfile.read(shipped_file), f"track file {str(shipped_file)!r}")
     ):
         track_id = f"{name}~{digest(checked)[:6]}"
-    lists = {key: tuple(checked[key]) for key in ("seeds", "floors")}
+    lists = {k: tuple(checked[k]) for k in ("seeds", "floors", "smaller") if k in checked}
     return Track(id=track_id, **(checked | lists))
 
 
 def _content(track: Track) -> dict[str, Any]:
     content = dataclasses.asdict(track)
-    del content["id"]
-    return content | {"seeds": list(track.seeds), "floors": list(track.floors)}
+    del content["id"], content["ceiling"]
+    return content | {key: list(content[key]) for key in ("seeds", "floors", "smaller")}

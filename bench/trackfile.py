@@ -9,19 +9,52 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bench.budgets import KINDS
 from bench.errors import UnknownName, UserError, first_fault
 from bench.evaluations import chooses
 from bench.identity import canonical_json
 
+SHIPPED = Path(__file__).parent / "tracks"
+LATER = (  # keys that a release added, left out where they say nothing, so that ids stay
+    "parity",
+    "chunk",
+    "checkpointing",
+    "division",
+    "max_parameters",
+    "recipes_of",
+    "smaller",
+)
 USUAL_METRICS = {"linear_probe": "best_top1", "linear_raw": "best_top1", "few_labels": "k10_top1"}
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return what a TOML file says.
 
+    `base` names a shipped track whose keys stand wherever the file has none; of the tables `data`
+    and `backbone` each key, of the others the whole.
+
     Raises:
+        UnknownName: no shipped track has the name of the base.
         UserError: it cannot be read, or is not TOML.
     """
+    content = _toml(path)
+    if (name := content.pop("base", None)) is None:
+        return content
+    known = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+    if name not in known:
+        raise UserError(f"track file {str(path)!r}: {UnknownName('base', str(name), known)}")
+    base = _toml(SHIPPED / f"{name}.toml")
+    if "base" in base:
+        raise UserError(f"track file {str(path)!r}: its base {name} has a base itself; name that")
+    joined = {
+        key: base[key] | content[key]
+        for key in ("data", "backbone")
+        if isinstance(content.get(key), dict)
+    }
+    return base | content | joined
+
+
+def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -49,8 +82,8 @@ def checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: {first_fault(error, met=True)}") from None
     if found["data"]["store_size"] in (None, found["data"]["image_size"]):
         del found["data"]["store_size"]  # ids are as if the key did not exist
-    for key in ("parity", "chunk", "checkpointing"):
-        if not found[key]:
+    for key in LATER:
+        if not found[key] or (key, found[key]) == ("division", "closed"):
             del found[key]
     found["budget"] = {k: v for k, v in found["budget"].items() if v is not None}
     try:
@@ -111,11 +144,13 @@ class _Budget(_Table):
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     images: int | None = Field(default=None, ge=1)
+    flops: int | None = Field(default=None, ge=1)
+    device_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def one_measure(self) -> _Budget:
         if len(self.model_fields_set) != 1:
-            raise ValueError("give exactly one of epochs, steps, images")
+            raise ValueError(f"give exactly one of {', '.join(KINDS)}")
         return self
 
 
@@ -144,6 +179,10 @@ class _Content(_Table):
     trials: int = Field(default=8, ge=0, le=64)
     headline: str = ""
     parity: bool = False
+    division: Literal["closed", "open"] = "closed"
+    max_parameters: int | None = Field(default=None, ge=1)
+    recipes_of: str | None = None
+    smaller: list[str] = []
     chunk: int | None = Field(default=None, ge=2)
     checkpointing: bool = False
 
@@ -153,6 +192,14 @@ class _Content(_Table):
             raise ValueError(
                 f"chunk must divide the batch of {self.batch_size} images, got {self.chunk}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def open_to_a_ceiling(self) -> _Content:
+        if self.division == "open" and self.budget.flops is None:
+            raise ValueError("an open track has a budget of flops, its ceiling")
+        if self.division == "closed" and self.max_parameters is not None:
+            raise ValueError("max_parameters is an open track's; a closed one has one backbone")
         return self
 
     @model_validator(mode="after")

@@ -23,12 +23,20 @@ from bench.options import as_json, leaderboards_dir, runs_dir
 )
 @click.option("--track", help="With --format: this track alone.")
 @click.option("--row", metavar="METHOD", help="With --format: the rows of one method.")
+@click.option("--count", is_flag=True, help="First count training FLOPs that rows lack.")
 @leaderboards_dir
+@runs_dir
 def leaderboard(
-    check: bool, form: str | None, track: str | None, row: str | None, leaderboards_dir: Path
+    check: bool,
+    form: str | None,
+    track: str | None,
+    row: str | None,
+    count: bool,
+    leaderboards_dir: Path,
+    runs_dir: Path,
 ) -> int:
     """Render the published boards from their result files, or print them."""
-    from bench import ENGINE, session
+    from bench import ENGINE, counting, session
     from bench import publish as boards
 
     if not (leaderboards_dir / "results").is_dir():
@@ -41,6 +49,11 @@ def leaderboard(
             raise UserError("--check compares the files and --format prints; give one of them")
         click.echo(_printed(leaderboards_dir, form, track, row, now))
         return OK
+    if check and count:
+        raise UserError("--check writes nothing and --count does; give one of them")
+    if count:
+        for line in counting.complete(leaderboards_dir, runs_dir):
+            click.echo(line, err=True)
     if not check:
         written = boards.render_all(leaderboards_dir / "results", leaderboards_dir, **now)
         click.echo("\n".join(str(path) for path in written))

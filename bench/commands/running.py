@@ -96,12 +96,13 @@ def worker(run_dir: Path) -> int:
 
 def _prepare(options: dict[str, Any]) -> Any:
     """Return the session of the options, or None if no requested plugin could be loaded."""
-    from bench import session
+    from bench import budgets, session
     from bench.plan import parse_counts, parse_sampling
 
     keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit", "chunk")
     overrides = {key: options[key] for key in (*keys, "precision", "threads", "samples")}
     overrides |= {key: options[key] or None for key in ("allow_small", "checkpointing")}
+    overrides["budget"] = budgets.parse(options["budget"]) if options["budget"] else None
     overrides["sampling"] = parse_sampling(options["sampling"]) or None
     options["device"] = device_of(options["device"])
     kept = ("plugins", "track", "seeds", "settings", "device", "processes", "on_bad_image")

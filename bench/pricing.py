@@ -1,0 +1,94 @@
+"""What methods make of a budget that counts FLOPs, before a run of theirs is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench import training_flops
+from bench.budgets import Price
+from bench.errors import UserError
+from bench.plan import RunSpec, Track, plan
+from bench.training_flops import Training
+
+
+def trainings(
+    specs: Iterable[RunSpec], track: Track, data: Mapping[str, Any]
+) -> dict[str, Training]:
+    """Return what is trained in each method's first run, by name; floors train nothing.
+
+    Args:
+        data: facts and splits, as for `bench.plan.plan`.
+    """
+    facts, found = data["facts"], {}
+    for spec in specs:
+        name = spec.spec["method"]
+        if name in found or spec.plugin is None or spec.row["role"] == "floor":
+            continue
+        split = data["splits"].get(spec.spec["seed"]) or data["splits"][str(spec.spec["seed"])]
+        most = facts["sizes"].get("unlabeled", split["train"])
+        found[name] = Training(
+            plugin=spec.plugin,
+            spec=spec.spec,
+            code=spec.code["plugin_sha256"],
+            images=min(most, track.data["limit"] or most),
+            classes=facts["classes"],
+            gray=facts["channels"] == 1,
+        )
+    return found
+
+
+def prices(
+    track: Track,
+    methods: Mapping[str, Mapping[str, Any]],
+    data: Mapping[str, Any],
+    *,
+    seed: int,
+    runs_dir: Path,
+    boards: Iterable[Path],
+) -> dict[str, Price]:
+    """Return each method's price where the track's budget, or its ceiling, counts FLOPs.
+
+    Args:
+        methods, data: as for `bench.plan.plan`.
+        boards: folders in which FLOPs may have been counted already. What is counted here is kept
+            in `runs_dir`.
+
+    Raises:
+        UserError: a method's step cannot be counted.
+    """
+    if "flops" not in track.budget and not track.is_open:
+        return {}
+    short = replace(track, budget={"steps": 1}, division="closed")
+    wanted = trainings(plan(short, methods, data, seeds=[seed]), track, data)
+    counts, problems = counted(wanted.values(), runs_dir, boards)
+    for name, training in wanted.items():
+        if (problem := problems.get(training_flops.key(training.spec))) is not None:
+            raise UserError(
+                f"{problem}; {name} has no steps for a budget of FLOPs. Leave it out, or take a "
+                "budget that counts images"
+            )
+    return {
+        name: counts[training_flops.key(training.spec)].price for name, training in wanted.items()
+    }
+
+
+def counted(
+    wanted: Iterable[Training], runs_dir: Path, boards: Iterable[Path]
+) -> tuple[dict[str, training_flops.Count], dict[str, str]]:
+    """Return all counts that are known, with those of `wanted`; and why some could not be made.
+
+    Raises:
+        UserError: a file of counts is damaged.
+    """
+    own = training_flops.read(runs_dir)
+    known: dict[str, training_flops.Count] = {}
+    for folder in boards:
+        known |= training_flops.read(folder)
+    known |= own
+    new, problems = training_flops.count(wanted, known)
+    if new:
+        training_flops.write(runs_dir, own | new)
+    return known | new, problems
