@@ -30,11 +30,13 @@ class Price:
             second.
         flops_per_image: training FLOPs for each source image, forward and backward.
         parameters: of the backbone.
+        note: what a row says of it, "" for nothing.
     """
 
     images_per_unit: float
     flops_per_image: float = 0.0
     parameters: int = 0
+    note: str = ""
 
     def flops(self, images: int) -> float:
         """Return the training FLOPs of so many source images."""

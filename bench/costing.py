@@ -134,14 +134,20 @@ def _code(facts: Mapping[str, Any]) -> Code:
 
 
 def _place(request: Request) -> Place:
-    """Return the machine here, and the card's facts where one is measured."""
-    orders = {"device": "cpu", "spec": {"threads": request.threads}}
+    if request.estimate:
+        return here("cpu", request.threads, request.card_bytes)
+    return here(request.device, request.threads, request.card_bytes)
+
+
+def here(device: str, threads: int, card_bytes: int | None = None) -> Place:
+    """Return this machine, and the facts of its first card where `device` is "cuda"."""
+    orders = {"device": "cpu", "spec": {"threads": threads}}
     machine = Machine(**judge.machine(orders))
-    if request.device == "cpu" or request.estimate:
-        return Place(machine, card_bytes=request.card_bytes)
+    if device == "cpu":
+        return Place(machine, card_bytes=card_bytes)
     facts = _card()
     machine = machine.model_copy(update={"device": facts["name"]})
-    return Place(machine, facts["uuid"], request.card_bytes or facts["bytes"])
+    return Place(machine, facts["uuid"], card_bytes or facts["bytes"])
 
 
 def _card() -> dict[str, Any]:

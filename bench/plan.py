@@ -282,7 +282,7 @@ def _run(
         "origin": ("local" if method["local"] else "installed") if trains else "floor",
         "tuning": method.get("tuning", "0") if trains else "",
         "recipe": recipe if trains else "",
-        "notes": list(method.get("notes", ())),
+        "notes": [*method.get("notes", ()), *([price.note] if price and price.note else [])],
     }
     code = {
         "plugin_sha256": method["sha256"],

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import training_flops
-from bench.budgets import Price
+from bench import calibration, training_flops
+from bench.budgets import Price, words
 from bench.errors import UserError
 from bench.plan import RunSpec, Track, plan
 from bench.training_flops import Training
@@ -48,21 +48,31 @@ def prices(
     seed: int,
     runs_dir: Path,
     boards: Iterable[Path],
+    device: str = "cpu",
 ) -> dict[str, Price]:
-    """Return each method's price where the track's budget, or its ceiling, counts FLOPs.
+    """Return each method's price where the track's budget counts FLOPs or seconds, or where the
+    track is open.
 
     Args:
         methods, data: as for `bench.plan.plan`.
         boards: folders in which FLOPs may have been counted already. What is counted here is kept
-            in `runs_dir`.
+            in `runs_dir`, and so are the speeds that seconds need.
+        device: "cpu" or "cuda", where the runs will be.
 
     Raises:
-        UserError: a method's step cannot be counted.
+        UserError: a method's step cannot be counted, or measured.
     """
-    if "flops" not in track.budget and not track.is_open:
+    timed = "device_seconds" in track.budget
+    if not (timed or track.is_open or "flops" in track.budget):
         return {}
     short = replace(track, budget={"steps": 1}, division="closed")
-    wanted = trainings(plan(short, methods, data, seeds=[seed]), track, data)
+    wanted = trainings(plan(short, methods, data, seeds=[seed], device=device), track, data)
+    if timed and not track.is_open:
+        measured, _ = calibration.rates(wanted, device=device, folder=runs_dir)
+        return {
+            name: Price(rate.images_per_second, note=_note(track, rate))
+            for name, rate in measured.items()
+        }
     counts, problems = counted(wanted.values(), runs_dir, boards)
     for name, training in wanted.items():
         if (problem := problems.get(training_flops.key(training.spec))) is not None:
@@ -73,6 +83,14 @@ def prices(
     return {
         name: counts[training_flops.key(training.spec)].price for name, training in wanted.items()
     }
+
+
+def _note(track: Track, rate: calibration.Rate) -> str:
+    """Return what a row says of the steps that it got for a budget of seconds."""
+    return (
+        f"{words(track.budget)} at {rate.images_per_second:.4g} images/s (quartiles {rate.low:.4g} "
+        f"to {rate.high:.4g}), measured in turns on {rate.machine} before the run"
+    )
 
 
 def counted(

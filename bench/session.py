@@ -153,7 +153,13 @@ def prepare(
     source = chosen.data["name"]
     boards = [leaderboards_dir, published_folder().parent]
     priced = pricing.prices(
-        chosen, methods, answer["data"], seed=wanted[0], runs_dir=runs_dir, boards=boards
+        chosen,
+        methods,
+        answer["data"],
+        seed=wanted[0],
+        runs_dir=runs_dir,
+        boards=boards,
+        device=device,
     )
     chosen = pin_data(chosen, facts)
     specs = plan(

@@ -1,0 +1,136 @@
+"""How fast methods train on a machine, measured before a budget of device-seconds is planned.
+
+Each method's real step, views included, runs in a process of its own; they take turns (A B C A B C)
+so that a machine that slows down slows all of them. What was measured is kept and not measured
+again: the steps that it gives are part of a run's identity, and a resumed board asks for the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import ENGINE, costs
+from bench.costing import here
+from bench.costs import Spec
+from bench.errors import UserError
+from bench.files import write_atomically
+from bench.identity import digest
+from bench.results import Code
+from bench.training_flops import COUNTED, Training
+from bench.turns import Cell, Place, holds_for, measure
+
+FILE = "rates.json"
+SETTINGS: dict[str, Any] = {"window_steps": 20, "cpu_window_seconds": 2.0, "warm_limit": 6}
+STALL = 900.0  # seconds that a window may take
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One method's speed on one machine: the median of its windows, and their quartiles."""
+
+    method: str
+    machine: str
+    images_per_second: float
+    low: float
+    high: float
+
+
+def rates(
+    wanted: Mapping[str, Training], *, device: str, folder: Path
+) -> tuple[dict[str, Rate], bool]:
+    """Return each method's speed, and whether any was measured now; all are, or none.
+
+    Args:
+        wanted: by method, with the precision and threads of their specs.
+        device: "cpu" or "cuda".
+        folder: keeps `rates.json`.
+
+    Raises:
+        UserError: the file is damaged, or a method cannot be measured.
+    """
+    known = _read(folder)
+    if not wanted:
+        return {}, False
+    threads = max(training.spec["threads"] for training in wanted.values())
+    place = here(device, threads)
+    keys = {name: _key(training, device, place) for name, training in wanted.items()}
+    if all(key in known for key in keys.values()):
+        return {name: known[key] for name, key in keys.items()}, False
+    found = _measure(wanted, device, place)
+    known |= {keys[name]: rate for name, rate in found.items()}
+    _write(folder, known)
+    return found, True
+
+
+def _measure(wanted: Mapping[str, Training], device: str, place: Place) -> dict[str, Rate]:
+    first = next(iter(wanted.values()))
+    protocol = costs.protocol(SETTINGS | {"num_images": first.images, "num_classes": first.classes})
+    cells = [
+        Cell(
+            training.plugin,
+            name,
+            _spec(training, device),
+            Code(plugin_sha256=training.code, engine=ENGINE),
+        )
+        for name, training in wanted.items()
+    ]
+    found = {}
+    for cell, cost in measure(cells, place, protocol, STALL):
+        if cost.status != costs.MEASURED:
+            raise UserError(
+                f"{cell.spec.method} has no steps for a budget of device-seconds: {cost.status}: "
+                f"{cost.reason}"
+            )
+        mode = cost.modes["pipeline"]
+        found[cell.spec.method] = Rate(
+            cell.spec.method,
+            holds_for(cell, place.machine),
+            mode.images_per_second,
+            mode.low,
+            mode.high,
+        )
+    return found
+
+
+def _spec(training: Training, device: str) -> Spec:
+    spec = training.spec
+    return Spec(
+        cards=1,
+        recipe="",
+        device=device,  # type: ignore[arg-type]
+        **{key: spec[key] for key in ("method", "config", "backbone", "image_size", "batch_size")},
+        **{key: spec[key] for key in ("precision", "threads")},
+    )
+
+
+def _key(training: Training, device: str, place: Place) -> str:
+    spec, machine = training.spec, place.machine
+    kept = {name: spec[name] for name in (*COUNTED, "precision", "threads") if name in spec}
+    where = [device, machine.device, machine.processor, machine.cores, machine.torch, machine.timm]
+    return digest({"training": kept, "images": training.images, "where": where, "as": SETTINGS})[
+        :12
+    ]
+
+
+def _read(folder: Path) -> dict[str, Rate]:
+    path = folder / FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = {key: Rate(**record) for key, record in document.items()}
+        if not all(rate.images_per_second > 0 for rate in found.values()):
+            raise ValueError("a speed of 0 or less")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, it is measured again") from None
+    return found
+
+
+def _write(folder: Path, known: Mapping[str, Rate]) -> None:
+    document = {key: asdict(known[key]) for key in sorted(known)}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / FILE, (json.dumps(document, indent=1) + "\n").encode())
