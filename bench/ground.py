@@ -54,7 +54,11 @@ def ground(
     """
     names = [name for name in dict.fromkeys(methods) if name in manager.installed()]
     folders = session.recipe_folders(leaderboards_dir)
-    kept = {name: r for name in names if (r := recipes.find(folders, track.id, name))}
+    kept = {
+        name: r
+        for name in names
+        if (r := recipes.find(folders, track.recipes_of or track.id, name))
+    }
     asking: dict[str, Any] = {
         "recipe": track.recipe,
         "tuned": {name: recipe.config for name, recipe in kept.items()},

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import budgets, records, results, runner, session
+from bench import budgets, pricing, records, results, runner, session
 from bench.claim import Claim, Metric, Side, Tune
 from bench.columns import is_distance
 from bench.errors import UserError
@@ -61,6 +61,8 @@ class Prepared:
     seeds: list[int]
     holds: str
     device: str
+    runs_dir: Path = Path("runs")
+    leaderboards_dir: Path = Path("leaderboards")
 
 
 def prepare(
@@ -113,6 +115,8 @@ def prepare(
         seeds=seeds,
         holds="; ".join(holds(track) for track in tracks.values()),
         device=device,
+        runs_dir=runs_dir,
+        leaderboards_dir=leaderboards_dir,
     )
 
 
@@ -234,9 +238,17 @@ def specs(
     """Return a cell's runs, evaluated by no more than the claim needs: by these `Metric.key`s."""
     assert cell.method is not None
     method = cell.method | {"config": cell.method["config"] | dict(settings)}
-    planned = plan(
-        cell.track, {cell.name: method}, cell.ground.data, seeds=seeds, device=prepared.device
+    asked: dict[str, Any] = {"seeds": list(seeds), "device": prepared.device}
+    prices = pricing.prices(
+        cell.track,
+        {cell.name: method},
+        cell.ground.data,
+        seed=asked["seeds"][0],
+        runs_dir=prepared.runs_dir,
+        boards=[prepared.leaderboards_dir, session.published_folder().parent],
+        device=prepared.device,
     )
+    planned = plan(cell.track, {cell.name: method}, cell.ground.data, prices=prices, **asked)
     tuning = cell.method.get("tuning", "0")
     more = f"+{len(cell.wanted.tune.factors)}" if cell.wanted.tune else ""
     source, evaluations = cell.track.data["name"], [prepared.asked[key] for key in keys]
