@@ -506,3 +506,37 @@ def test_the_command_says_the_verdicts(done, heads, capsys):
     assert "points" in why
     assert stages.startswith("heads, k - k20: ")
     assert later == "heads, of another version: not run"
+
+
+def test_a_claim_on_tracks_of_equal_flops_gives_every_method_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SimCLR's step made to cost twice MoCo's: half the steps, and the open tracks' own recipes."""
+    from bench import training_flops
+    from bench.training_flops import Count
+
+    def count(wanted, known):
+        made = {
+            training_flops.key(t.spec): Count(t.spec["method"], cost[t.spec["method"]], 1, t.code)
+            for t in wanted
+        }
+        return made, {}
+
+    cost = {"simclr": 1e8, "moco_v2": 5e7}
+    monkeypatch.setattr(training_flops, "count", count)
+    monkeypatch.setattr("bench.session.published_folder", lambda: tmp_path / "none" / "results")
+    known = load_claim("pixels-unnecessary")
+    sides = tuple(
+        side.model_copy(update={"methods": (name,), "track": "fashion-mnist-open"})
+        for side, name in zip(known.contrasts[0].sides, cost, strict=True)
+    )
+    contrast = known.contrasts[0].model_copy(update={"sides": sides})
+    claim = known.model_copy(update={"contrasts": (contrast,), "seeds": 1})
+    boards = Path(__file__).parents[1] / "leaderboards"
+    prepared = study.prepare(claim, runs_dir=tmp_path, leaderboards_dir=boards)
+    steps, tuned = {}, {}
+    for cell in prepared.cells:
+        (spec,) = study.specs(prepared, cell, prepared.seeds, {}, [])
+        steps[cell.name], tuned[cell.name] = spec.spec["budget"]["steps"], spec.row["tuning"]
+    assert steps == {"simclr": 320, "moco_v2": 640}  # 4.1e12 / (128 images of 1e8 or 5e7)
+    assert tuned == {"simclr": "8", "moco_v2": "8"}
