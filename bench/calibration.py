@@ -7,17 +7,15 @@ again: the steps that it gives are part of a run's identity, and a resumed board
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import ENGINE, costs
+from bench import ENGINE, costs, kept
 from bench.costing import here
 from bench.costs import Spec
 from bench.errors import UserError
-from bench.files import write_atomically
 from bench.identity import digest
 from bench.results import Code
 from bench.training_flops import COUNTED, Training
@@ -52,7 +50,7 @@ def rates(
     Raises:
         UserError: the file is damaged, or a method cannot be measured.
     """
-    known = _read(folder)
+    known = kept.read(folder / FILE, Rate, positive="images_per_second")
     if not wanted:
         return {}, False
     threads = max(training.spec["threads"] for training in wanted.values())
@@ -62,7 +60,7 @@ def rates(
         return {name: known[key] for name, key in keys.items()}, False
     found = _measure(wanted, device, place)
     known |= {keys[name]: rate for name, rate in found.items()}
-    _write(folder, known)
+    kept.write(folder / FILE, known)
     return found, True
 
 
@@ -109,28 +107,8 @@ def _spec(training: Training, device: str) -> Spec:
 
 def _key(training: Training, device: str, place: Place) -> str:
     spec, machine = training.spec, place.machine
-    kept = {name: spec[name] for name in (*COUNTED, "precision", "threads") if name in spec}
+    named = {name: spec[name] for name in (*COUNTED, "precision", "threads") if name in spec}
     where = [device, machine.device, machine.processor, machine.cores, machine.torch, machine.timm]
-    return digest({"training": kept, "images": training.images, "where": where, "as": SETTINGS})[
+    return digest({"training": named, "images": training.images, "where": where, "as": SETTINGS})[
         :12
     ]
-
-
-def _read(folder: Path) -> dict[str, Rate]:
-    path = folder / FILE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: Rate(**record) for key, record in document.items()}
-        if not all(rate.images_per_second > 0 for rate in found.values()):
-            raise ValueError("a speed of 0 or less")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, it is measured again") from None
-    return found
-
-
-def _write(folder: Path, known: Mapping[str, Rate]) -> None:
-    document = {key: asdict(known[key]) for key in sorted(known)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / FILE, (json.dumps(document, indent=1) + "\n").encode())

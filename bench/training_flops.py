@@ -7,15 +7,14 @@ page's FLOPs come from there, and so do the steps that a budget of FLOPs buys.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import kept
 from bench.budgets import Price
 from bench.errors import UserError
-from bench.files import write_atomically
 from bench.identity import digest
 
 if TYPE_CHECKING:
@@ -73,11 +72,11 @@ class Training:
 
 def key(spec: Mapping[str, Any]) -> str:
     """Return 12 hex digits over what a run's FLOPs per image depend on."""
-    kept = {name: spec[name] for name in COUNTED if name in spec}
+    named = {name: spec[name] for name in COUNTED if name in spec}
     data = spec.get("data")
     if isinstance(data, dict):
-        kept["data"] = {name: value for name, value in data.items() if name != "split"}
-    return digest(kept)[:12]
+        named["data"] = {name: value for name, value in data.items() if name != "split"}
+    return digest(named)[:12]
 
 
 def of_run(counts: Counts, spec: Mapping[str, Any]) -> float | None:
@@ -100,27 +99,12 @@ def read(folder: Path) -> dict[str, Count]:
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / FILE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: Count(**record) for name, record in document.items()}
-        if not all(count.flops_per_image > 0 for count in found.values()):
-            raise ValueError("FLOPs of 0 or less")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, it is counted again") from None
-    return found
+    return kept.read(folder / FILE, Count, positive="flops_per_image")
 
 
 def write(folder: Path, counts: Counts) -> None:
     """Write counts, a line each, whole or not at all."""
-    lines = [
-        f"{json.dumps(name)}: {json.dumps(asdict(counts[name]), sort_keys=True)}"
-        for name in sorted(counts)
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / FILE, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    kept.write(folder / FILE, counts)
 
 
 def count(wanted: Iterable[Training], known: Counts) -> tuple[dict[str, Count], dict[str, str]]:

@@ -95,7 +95,7 @@ def test_a_method_that_cannot_be_measured_and_a_damaged_file_are_one_line(
         calibration.rates({"three": training("three")}, device="cpu", folder=tmp_path)
     assert not (tmp_path / calibration.FILE).exists()
     (tmp_path / calibration.FILE).write_text('{"a": {"method": "b"}}')
-    with pytest.raises(UserError, match=r"rates\.json is damaged .* measured again") as refused:
+    with pytest.raises(UserError, match=r"rates\.json is damaged .* made again") as refused:
         calibration.rates({"one": training("one")}, device="cpu", folder=tmp_path)
     assert "\n" not in str(refused.value)
 

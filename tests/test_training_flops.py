@@ -63,7 +63,7 @@ def test_counts_are_kept_and_a_damaged_file_is_refused(tmp_path: Path) -> None:
     document = json.loads(before)
     for damage in (b"{", b"[]", before.replace(b"1000000000.0", b"0.0"), b'{"a": {"method": "b"}}'):
         (tmp_path / training_flops.FILE).write_bytes(damage)
-        with pytest.raises(UserError, match=r"flops\.json is damaged .* counted again") as refused:
+        with pytest.raises(UserError, match=r"flops\.json is damaged .* made again") as refused:
             training_flops.read(tmp_path)
         assert "\n" not in str(refused.value)
     assert len(document) == 2
