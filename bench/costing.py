@@ -228,6 +228,7 @@ class _Work:
             "cell": costs.name(cell.spec, ""),
             "status": costs.ESTIMATED,
             "memory": costs.Memory(estimated=found.sizes),
+            "flops_per_image": found.flops_per_image,
         }
         return costs.with_derived(fields | more)
 

@@ -206,6 +206,8 @@ class Cost(_Part):
             raise ValueError("a measured cell has both modes, another has none")
         if (self.status == ESTIMATED) != bool(self.memory.estimated):
             raise ValueError("an estimated cell has its memory by category, another has not")
+        if self.status == ESTIMATED and self.flops_per_image is None:
+            raise ValueError("an estimated cell has its FLOPs")
         for key, value in derived(self).items():
             if not _close(getattr(self, key), value):
                 raise ValueError(f"{key} is not what the windows say")

@@ -1,4 +1,4 @@
-"""Cells that are estimated: the bytes of a step by category, and the largest batch that fits."""
+"""Cells that are estimated: a step's bytes by category and its operations, the largest batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ MOST = 2**16  # images per card, the largest candidate for the largest batch
 
 
 class Estimated(NamedTuple):
-    """Bytes on one card by category, at the peak of a step."""
+    """Bytes on one card by category, at the peak of a step; operations per source image."""
 
     sizes: dict[str, int]
+    flops_per_image: float
 
     @property
     def total(self) -> int:
@@ -54,7 +55,7 @@ def estimator() -> Iterator[Estimator]:
             )
             found = asks[plugin](step)
             sizes = {name: getattr(found, name) for name in memory.CATEGORIES}
-            return Estimated(sizes)
+            return Estimated(sizes, found.flops_per_image)
 
         yield estimate
 

@@ -77,6 +77,7 @@ def guess(of=None, **more):
         "cell": costs.name(of.spec, ""),
         "status": "estimated",
         "memory": costs.Memory(estimated={"parameters": 2**30, "activations": 82 * 2**30}),
+        "flops_per_image": 49e9,
     }
     return costs.with_derived(fields | more)
 
@@ -262,6 +263,8 @@ def test_an_estimate_knows_no_machine_and_a_measurement_does():
     assert measured(on_card, CPU).cell != measured(on_card, H100).cell
     with pytest.raises(ValidationError, match="memory by category"):
         guess(memory=costs.Memory())
+    with pytest.raises(ValidationError, match="has its FLOPs"):
+        guess(flops_per_image=None)
 
 
 def test_another_setting_is_another_protocol():
@@ -301,6 +304,7 @@ def test_estimates_have_a_dagger_and_stand_in_a_table_of_their_own():
     ]
     assert "83.0† |" in page
     assert "416† |" in page
+    assert "49.0 |" in page  # GFLOP/image
 
 
 def test_two_protocols_never_share_a_table():
@@ -563,7 +567,7 @@ def test_what_is_estimated_not_to_fit_is_not_tried(tmp_path, described, monkeypa
 
     def estimate(plugin, spec, per_card):
         asked.append(per_card)
-        return Estimated({"parameters": 2**30, "activations": per_card * 2**29})
+        return Estimated({"parameters": 2**30, "activations": per_card * 2**29}, 3e9)
 
     monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
     monkeypatch.setattr(costing, "measure", instantly)
@@ -572,6 +576,7 @@ def test_what_is_estimated_not_to_fit_is_not_tried(tmp_path, described, monkeypa
     found, _ = costing.carry_out(wanted, lambda line: None)
     assert [cost.status for cost in found] == ["done", "estimated"]
     assert found[1].memory.peak == 17 * 2**30
+    assert found[1].flops_per_image == 3e9
     assert [cost.largest_batch for cost in found] == [16, 16]
     # Its size; then once, its size, the candidate on the line and the one above; the next size.
     assert asked == [16, 16, 24, 32]
@@ -609,6 +614,7 @@ def test_a_real_measurement_from_the_plugin_to_the_page(tmp_path, monkeypatch):
         assert cost.memory.rss > cost.memory.rss_before > 50 * 2**20
         assert cost.parameters > 300_000
         assert estimates[cost.spec.method].sizes["parameters"] >= 4 * cost.parameters
+        assert estimates[cost.spec.method].flops_per_image == cost.flops_per_image
         assert (cost.machine.device, cost.code.distribution) == ("cpu", "pretrain-bench")
         read = costs.read(tmp_path / "cost" / f"{cost.cell}.json")
         assert read.document() == cost.document()

@@ -89,7 +89,7 @@ def test_the_largest_batch_of_a_cell_is_of_eights() -> None:
     """7 bytes and 2 per image in a card of 100: 46 images fit, so 40."""
 
     def estimate(plugin: str, of: Spec, per_card: int) -> Estimated:
-        return Estimated({"parameters": 7, "activations": 2 * per_card})
+        return Estimated({"parameters": 7, "activations": 2 * per_card}, 1.0)
 
     assert largest_batch(estimate, "any", spec(), 100) == 40
     assert largest_batch(estimate, "any", spec(), 22) == 0

@@ -106,6 +106,15 @@ def test_twice_the_batch_is_twice_the_activations_and_nothing_else(traced):
     assert once == twice
 
 
+def test_a_steps_operations_are_those_worked_by_hand(traced):
+    """A convolution 3 -> 4 over 32 x 32 and a linear layer 4,096 -> 5. Each has a forward pass and
+    its weight's gradient; the linear layer's input needs one too, the images none."""
+    net = "nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4096, 5))"
+    convolution = 2 * 16 * (32 * 32 * 4) * (3 * 3 * 3)  # images, outputs, weights of each
+    linear = 2 * 16 * 4096 * 5
+    assert traced(net).flops_per_image == (2 * convolution + 3 * linear) / 16
+
+
 def test_the_categories_sum_to_the_peak(traced):
     for found in (traced(), traced(CONV, cards=2), traced(recipe="adam", precision="bf16")):
         assert sum(getattr(found, category) for category in CATEGORIES) == found.total

@@ -70,16 +70,18 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
 
 
 def _page(fits: dict[str, Fit], memory: float, options: dict[str, Any], limits: str) -> str:
+    from bench.cells import short
     from bench.memory import CATEGORIES, GIB
 
-    headers = ("method", *CATEGORIES, "total, GiB", "GB", f"fits {memory:g} GB")
+    headers = ("method", *CATEGORIES, "total, GiB", "GB", f"fits {memory:g} GB", "GFLOP/image")
     rows = []
     for name, found in fits.items():
         parts = [getattr(found.estimate, category) / GIB for category in CATEGORIES]
         total = found.estimate.total
         shown = [f"{part:.3f}" for part in parts]
         fitting = "yes" if found.fits else "NO"
-        rows.append((name, *shown, f"{total / GIB:.2f}", f"{total / 1e9:.2f}", fitting))
+        flops = short(found.estimate.flops_per_image / 1e9)
+        rows.append((name, *shown, f"{total / GIB:.2f}", f"{total / 1e9:.2f}", fitting, flops))
     cards, batch = options["cards"], options["batch_size"]
     title = (
         f"{options['backbone']}, {options['image_size']} px, {options['precision']}, batch {batch}:"
