@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench import distances, statistics
+from bench.belonging import fitting
 from bench.columns import Column, choose_columns, choose_headline
 from bench.errors import UserError
 from bench.ranking import check_track, may_rank
@@ -120,8 +121,8 @@ def build(
     """Group a track's runs into rows, and compare them column by column."""
     own = {result.run_id: result for result in results}
     old = {result.run_id: result for result in published if result.run_id not in own}
-    own, left_out = _fitting(track, own)
-    old, old_left_out = _fitting(track, old)
+    own, left_out = fitting(track, own)
+    old, old_left_out = fitting(track, old)
     everything = [*own.values(), *old.values()]
     columns = choose_columns(track, everything)
     headline = choose_headline(track, columns)
@@ -166,29 +167,6 @@ def build(
         check=check,
         problems=sorted([*problems, *left_out, *old_left_out, *unasked, *damaged.values()]),
     )
-
-
-def _fitting(
-    track: Mapping[str, Any], results: dict[str, Result]
-) -> tuple[dict[str, Result], list[str]]:
-    """Return the runs of this track on the page's own data, and a line for each other run."""
-    kept, problems = {}, []
-    hashes = Counter(_data_sha256(result) for result in results.values())
-    usual = min(hashes, key=lambda sha: (-hashes[sha], sha), default="")
-    wanted = track.get("data_sha256") or usual
-    for run_id, result in sorted(results.items()):
-        if result.track != track["id"]:
-            problems.append(f"{run_id}.json: is of the track {result.track}, not {track['id']}")
-        elif _data_sha256(result) != wanted:
-            problems.append(f"{run_id}.json: ran on other data than this page's")
-        else:
-            kept[run_id] = result
-    return kept, problems
-
-
-def _data_sha256(result: Result) -> str:
-    data = result.spec.get("data")
-    return str(data.get("sha256", "")) if isinstance(data, dict) else ""
 
 
 def _rows(
