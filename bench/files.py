@@ -7,6 +7,12 @@ import tempfile
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Return where downloads, decoded images and timed trials are kept: the environment's
+    BENCH_CACHE, else ~/.cache/pretrain-bench."""
+    return Path(os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench").expanduser()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one, whole: temp, fsync,
     rename, fsync of the folder."""

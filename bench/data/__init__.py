@@ -7,7 +7,6 @@ the arrays that pretraining reads.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +34,7 @@ from bench.data.neighbours import near_duplicates
 from bench.data.source import MAX_CLASSES, Part, Request, Source
 from bench.data.splits import Split, duplicates, split
 from bench.errors import UnknownName, UserError
+from bench.files import cache_folder
 from bench.identity import canonical_json, digest
 
 __all__ = [
@@ -170,9 +170,7 @@ def load(
         )
     if on_bad_image not in ("error", "skip"):
         raise UserError(f"on_bad_image {on_bad_image!r}; expected 'error' or 'skip'")
-    if cache_dir is None:
-        cache_dir = os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench"
-    cache = Path(cache_dir).expanduser()
+    cache = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
     parts: dict[str, Part] = {}
     try:
         source = _source(name, side, on_bad_image, cache, say)
