@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench import ENGINE
+from bench import ENGINE, precision
 from bench.budgets import PRICED, Price, flops_words, total_steps, words
 from bench.cards import recipe_used
 from bench.errors import UnknownName, UserError
@@ -32,7 +32,6 @@ __all__ = [
     "parse_settings",
     "pin_data",
     "plan",
-    "resolve_precision",
     "shipped",
     "total_steps",
     "variant",
@@ -92,13 +91,6 @@ def with_floors(track: Track, requests: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def resolve_precision(precision: str, device: str) -> str:
-    """Return fp32 or bf16: `auto` is bf16 on CUDA, else fp32 (bf16 is a trap on most CPUs)."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.startswith("cuda") else "fp32"
-
-
 def plan(
     track: Track,
     methods: Mapping[str, Mapping[str, Any]],
@@ -118,13 +110,15 @@ def plan(
             "notes". The harness's floor is `RAW_PIXELS: RAW_PIXELS_METHOD`.
         data: {"facts": bench.data.facts, "splits": {seed: {"sha256", "train", "val"}}}, sizes in
             images.
-        device: "cpu" or "cuda"; decides what precision "auto" means.
+        device: "cpu" or "cuda"; where runs train, precision "auto" is the faster one there
+            (`bench.precision.pin`).
         prices: what methods make of a budget that counts FLOPs or seconds; floors need none, and
             have an epoch.
 
     Raises:
         UserError: the batch does not fit the training set; or it or a chunk the number of
-            processes; or a row would exceed an open track's ceilings.
+            processes; or a row would exceed an open track's ceilings; or the faster precision
+            cannot be found.
     """
     for name, images in (("batch size", track.batch_size), ("chunk", track.chunk)):
         if images is not None and images % processes:
@@ -132,6 +126,8 @@ def plan(
                 f"{name} {images} cannot be shared by {processes} processes; "
                 "choose a divisor for --processes"
             )
+    if set(methods) - {RAW_PIXELS}:
+        track = precision.pin(track, device)
     dataset, track = track.data["name"], pin_data(track, data["facts"])
     return [
         _run(
@@ -141,7 +137,6 @@ def plan(
             method,
             data=data,
             seed=seed,
-            device=device,
             price=(prices or {}).get(name),
         )
         for seed in seeds
@@ -242,7 +237,6 @@ def _run(
     *,
     data: Mapping[str, Any],
     seed: int,
-    device: str,
     price: Price | None,
 ) -> RunSpec:
     card, facts, split = method["card"], data["facts"], _split(data, seed)
@@ -270,7 +264,7 @@ def _run(
         "backbone": track.backbone if trains else None,
         "budget": {"steps": steps},
         "batch_size": track.batch_size,
-        "precision": resolve_precision(track.precision, device) if trains else "fp32",
+        "precision": track.precision if trains else "fp32",
         "threads": track.threads,
     } | _saving(track, card["role"])
     if method["local"]:

@@ -80,15 +80,30 @@ def refuse_backbone(spec: dict[str, Any], image_size: int) -> None:
 
 def _ask(asked: dict[str, Any]) -> dict[str, Any]:
     subject = ", ".join(asked["names"]) or (asked["data"] or {}).get("name") or "a backbone"
+    return ask(_answer, asked, f"describes {subject}")
+
+
+def ask(
+    target: Callable[[Connection, dict[str, Any]], None], asked: dict[str, Any], does: str
+) -> dict[str, Any]:
+    """Return what a short-lived process answers; what it `said` before goes to standard error.
+
+    Args:
+        target: runs there and sends dicts: {"said": line}, then the answer or {"refused": line}.
+        does: what the process does, for errors: "describes digits".
+
+    Raises:
+        UserError: it refused, died, or was silent for `SECONDS`.
+    """
     context = fork_server()
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(send, asked), daemon=True)
+    process = context.Process(target=target, args=(send, asked), daemon=True)
     process.start()
     send.close()
     try:
         while True:
             if not receive.poll(SECONDS):
-                raise UserError(f"describing {subject} took over {SECONDS:g} s; it was stopped")
+                raise UserError(f"the process that {does} took over {SECONDS:g} s; it was stopped")
             answer = receive.recv()
             if "said" not in answer:
                 break
@@ -96,7 +111,7 @@ def _ask(asked: dict[str, Any]) -> dict[str, Any]:
     except EOFError:
         process.join()
         raise UserError(
-            f"the process that describes {subject} ended with {process.exitcode} before it answered"
+            f"the process that {does} ended with {process.exitcode} before it answered"
         ) from None
     finally:
         process.kill()
@@ -113,11 +128,16 @@ def die_with_planner() -> None:
         confine.die_with_writer(signal.SIGTERM, planner.sentinel)
 
 
-def _answer(send: Connection, asked: dict[str, Any]) -> None:
-    die_with_planner()
+def be_quiet() -> None:
+    """Send what this process and its libraries print nowhere."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(null, stream)
+
+
+def _answer(send: Connection, asked: dict[str, Any]) -> None:
+    die_with_planner()
+    be_quiet()
     if asked["names"]:  # plugin code: what it wrote here, its run could read
         confine.confine_writes([], [Path(os.devnull)])
     try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import UserError
 from bench.files import write_atomically
 from bench.identity import digest
+from bench.track import known
 
 if TYPE_CHECKING:
     from bench.track import Track
@@ -79,7 +80,7 @@ class Recipe:
 
 def training_sha256(track: Track) -> str:
     """Return the hash of what a track's trials depend on, besides the method."""
-    content = dataclasses.asdict(track)
+    content = known(dataclasses.asdict(track))
     for field in dataclasses.fields(track):  # hashes are as if a younger key did not exist
         if field.default is not dataclasses.MISSING and content[field.name] == field.default:
             del content[field.name]

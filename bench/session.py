@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import ENGINE, budgets, manager, pricing, recipes
+from bench import ENGINE, budgets, manager, precision, pricing, recipes
 from bench.errors import UserError
 from bench.plan import (
     RAW_PIXELS,
@@ -99,7 +99,6 @@ def prepare(
             f"track {standard.id} has no validation images, and --dev reports nothing else; "
             "leave --dev out, or take a track that sets some aside"
         )
-    changed = chosen.id != standard.id
     asked = manager.select(plugins)
     named = {manager.method_name(request): request for request in asked}
     floors = [name for name in with_floors(chosen, named) if name not in (*named, RAW_PIXELS)]
@@ -107,6 +106,10 @@ def prepare(
     wanted = parse_seeds(seeds) if seeds else list(chosen.seeds[:QUICK_SEEDS])
     by_method = parse_settings(settings, [manager.method_name(r) for r in asked])
     names = [manager.method_name(request) for request in requests]
+    if set(names) - {RAW_PIXELS}:
+        found = precision.resolve(chosen, device)  # before an open track's rows choose
+        chosen = override(standard, **{**(overrides or {}), "precision": found})
+    changed = chosen.id != standard.id
     places = recipe_folders(leaderboards_dir)
     source_of = chosen.recipes_of or chosen.id
     kept = {n: r for n in names if (r := recipes.find(places, source_of, n)) is not None}
@@ -176,7 +179,7 @@ def prepare(
     # Words of the page alone: the track's id is a hash of the track's content.
     words = {"title": chosen.title, "description": chosen.description}
     if changed:
-        words = _adhoc_words(standard, overrides or {})
+        words = _adhoc_words(standard, (overrides or {}) | _precision_change(standard, chosen))
     common = replace(chosen, budget=standard.budget) if chosen.is_open else chosen
     page = _page(common, words, facts, answer["protocols"])
     return Session(chosen, specs, broken, page, trained)
@@ -232,6 +235,12 @@ def _adhoc_words(standard: Track, overrides: Mapping[str, Any]) -> dict[str, str
             f"Ad-hoc track: {standard.id} with {changes}. Its rows stand beside no others."
         ),
     }
+
+
+def _precision_change(standard: Track, chosen: Track) -> dict[str, str | None]:
+    """Return what `auto` has become as an override; None where that is the standard's own."""
+    own = "fp32" if standard.precision == "auto" else standard.precision  # as a track's id has it
+    return {"precision": None if chosen.precision in (own, "auto") else chosen.precision}
 
 
 def _word(name: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import budgets, pricing, records, results, runner, session
+from bench import budgets, precision, pricing, records, results, runner, session
 from bench.claim import Claim, Metric, Side, Tune
 from bench.columns import is_distance
 from bench.errors import UserError
@@ -84,7 +84,8 @@ def prepare(
         return side.track or claim.track
 
     names = {where(side) for _, _, side in wanted}
-    tracks = {name: load_track(name) for name in sorted(names, key=lambda n: (n != claim.track, n))}
+    ordered = sorted(names, key=lambda name: (name != claim.track, name))
+    tracks = {name: precision.pin(load_track(name), device) for name in ordered}
     seeds = seeds_of(next(iter(tracks.values())), claim.seeds)
     trial_seeds = {seed for _, _, side in wanted if side.tune for seed in side.tune.seeds}
     every = [*seeds, *sorted(trial_seeds)]

@@ -68,8 +68,10 @@ def agree(seconds: Sequence[float], count: int, tolerance: float) -> bool:
     return max(last) - min(last) <= tolerance * statistics.median(last)
 
 
-def window_steps(step_seconds: float, wanted: int, most_seconds: float | None) -> int:
-    """Return the steps of a window: `wanted`, or as many as fit `most_seconds`, never below two.
+def window_steps(
+    step_seconds: float, wanted: int, most_seconds: float | None, least: int = LEAST_STEPS
+) -> int:
+    """Return the steps of a window: `wanted`, or as many as fit `most_seconds`, but `least`.
 
     Args:
         step_seconds: of one step, roughly.
@@ -77,7 +79,7 @@ def window_steps(step_seconds: float, wanted: int, most_seconds: float | None) -
     """
     if most_seconds is None or step_seconds * wanted <= most_seconds:
         return wanted
-    return min(wanted, max(LEAST_STEPS, int(most_seconds / step_seconds)))
+    return min(wanted, max(least, int(most_seconds / step_seconds)))
 
 
 def begin(cell: Timed, settings: Mapping[str, Any], *, bounded: bool) -> dict[str, Warmth]:

@@ -25,7 +25,7 @@ class Track:
 
     Attributes:
         id: the shipped file's name where the content is the shipped one, else `name~<6 hex>` over
-            the content. Rows of two ids never stand in one table.
+            the content. Rows of two ids never stand in one table. `auto` counts as fp32 in it.
         seeds: the fixed list; a run with fewer takes its beginning.
         recipe: the name of the plugins' recipe.
         floors: methods that every table carries; the harness's own raw pixels among them.
@@ -51,6 +51,7 @@ class Track:
             rows a budget of their own; None where the budget says it.
         smaller: ids of tracks that differ by a smaller budget alone, for the picture of accuracy
             against FLOPs.
+        precision: fp32, bf16, or auto: the faster one here, see `bench.precision`.
         checkpointing: whether blocks of the backbone are computed again in the backward pass and
             not kept; floors know nothing of it.
     """
@@ -282,15 +283,20 @@ def _track(name: str, content: dict[str, Any], origin: str) -> Track:
             f"{origin}: a track has parity = true if its name ends in -parity, and only then; its "
             "rows are no rows of a track that sets validation images aside"
         )
-    canonical = canonical_json(checked)
+    identified = known(checked)
     track_id = name
     shipped_file = SHIPPED / f"{name}.toml"
-    if not shipped_file.is_file() or canonical != canonical_json(
-        trackfile.checked(trackfile.read(shipped_file), f"track file {str(shipped_file)!r}")
+    if not shipped_file.is_file() or canonical_json(identified) != canonical_json(
+        known(trackfile.checked(trackfile.read(shipped_file), f"track file {str(shipped_file)!r}"))
     ):
-        track_id = f"{name}~{digest(checked)[:6]}"
+        track_id = f"{name}~{digest(identified)[:6]}"
     lists = {k: tuple(checked[k]) for k in ("seeds", "floors", "smaller") if k in checked}
     return Track(id=track_id, **(checked | lists))
+
+
+def known(checked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a track is known by. `auto` is known as fp32: runs in bf16 have another track."""
+    return checked | ({"precision": "fp32"} if checked["precision"] == "auto" else {})
 
 
 def _content(track: Track) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import manager, recipes
+from bench import manager, precision, recipes
 from bench.cards import MAX_SEARCH
 from bench.columns import is_distance
 from bench.errors import UserError
@@ -235,6 +235,7 @@ def prepare(
     names = {manager.method_name(request): request for request in requests}
     if manager.RAW_PIXELS in names:
         raise UserError(f"{manager.RAW_PIXELS} has no parameters; nothing to tune")
+    chosen = precision.pin(chosen, device)
     answer = probe(
         list(names.values()),
         recipe=chosen.recipe,

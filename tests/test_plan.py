@@ -323,13 +323,6 @@ def test_a_limit_stands_in_the_spec_only_where_it_bites():
     assert all_.track != "digits"
 
 
-def test_auto_precision_is_resolved_before_hashing():
-    auto = dataclasses.replace(plan.load_track("digits"), precision="auto")
-    assert [runs(auto, device=d)[0].spec["precision"] for d in ("cpu", "cuda")] == ["fp32", "bf16"]
-    assert runs(auto)[0].run_id == runs()[0].run_id
-    assert plan.resolve_precision("fp32", "cuda") == "fp32"
-
-
 def test_what_is_not_identity_does_not_change_the_run_id():
     standard = plan.load_track("digits")
     renamed = dataclasses.replace(standard, id="other~123456", evaluations={"knn": {}}, jobs=9)
