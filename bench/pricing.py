@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench import calibration, training_flops
+from bench import training_flops
 from bench.budgets import Price, words
 from bench.errors import UserError
 from bench.plan import RunSpec, Track, plan
 from bench.training_flops import Training
+
+if TYPE_CHECKING:
+    from bench.calibration import Rate
 
 
 def trainings(
@@ -67,12 +70,23 @@ def prices(
         return {}
     short = replace(track, budget={"steps": 1}, division="closed")
     wanted = trainings(plan(short, methods, data, seeds=[seed], device=device), track, data)
-    if timed and not track.is_open:
+    found: dict[str, Price] = {}
+    if track.is_open or not timed:
+        found = _by_flops(wanted, runs_dir, boards)
+    if timed:
+        from bench import calibration
+
         measured, _ = calibration.rates(wanted, device=device, folder=runs_dir)
-        return {
-            name: Price(rate.images_per_second, note=_note(track, rate))
-            for name, rate in measured.items()
-        }
+        for name, rate in measured.items():
+            price = found.get(name, Price(0.0))  # an open track's, for its ceilings
+            speed = rate.images_per_second
+            found[name] = replace(price, images_per_unit=speed, note=_note(track, rate))
+    return found
+
+
+def _by_flops(
+    wanted: Mapping[str, Training], runs_dir: Path, boards: Iterable[Path]
+) -> dict[str, Price]:
     counts, problems = counted(wanted.values(), runs_dir, boards)
     for name, training in wanted.items():
         if (problem := problems.get(training_flops.key(training.spec))) is not None:
@@ -85,7 +99,7 @@ def prices(
     }
 
 
-def _note(track: Track, rate: calibration.Rate) -> str:
+def _note(track: Track, rate: Rate) -> str:
     """Return what a row says of the steps that it got for a budget of seconds."""
     return (
         f"{words(track.budget)} at {rate.images_per_second:.4g} images/s (quartiles {rate.low:.4g} "

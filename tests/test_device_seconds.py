@@ -11,10 +11,10 @@ import pytest
 from synthetic_results import result
 from test_plan import data, method
 
-from bench import calibration, plan, pricing
+from bench import calibration, plan, pricing, training_flops
 from bench.errors import UserError
 from bench.results import Machine
-from bench.training_flops import Training
+from bench.training_flops import Count, Training
 from bench.turns import Cell, Place
 
 PLACE = Place(Machine(processor="a processor", torch="2", timm="1"))
@@ -122,3 +122,27 @@ def test_seconds_become_steps_that_the_row_explains(measured: Measured, tmp_path
     (note,) = runs[0].row["notes"]
     assert note.startswith("20 device-seconds at 100 images/s (quartiles 99 to 101)")
     assert "a processor" in note
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [(20.0, False), (2000.0, True)])
+def test_seconds_on_an_open_track_are_seconds_and_stay_below_its_flops(
+    seconds: float, refused: bool, measured: Measured, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def count(wanted: Any, known: Any) -> Any:
+        return {training_flops.key(t.spec): Count("one", 1e9, 7, t.code) for t in wanted}, {}
+
+    monkeypatch.setattr(training_flops, "count", count)
+    whole = plan.load_track("fashion-mnist-open")  # 4.1 TFLOP: 4,100 images here
+    track = plan.override(whole, budget={"device_seconds": seconds})
+    known = data(train=18_000, classes=10, channels=1)
+    methods = {"one": method() | {"plugin": "one"}}
+    boards: list[Path] = []
+    prices = pricing.prices(track, methods, known, seed=0, runs_dir=tmp_path, boards=boards)
+    if refused:
+        with pytest.raises(UserError, match=r"allows 4\.1 TFLOP"):
+            plan.plan(track, methods, known, seeds=[0], prices=prices)
+        return
+    (run,) = plan.plan(track, methods, known, seeds=[0], prices=prices)
+    assert run.spec["budget"]["steps"] == int(20 * 100 / track.batch_size)
+    assert run.track == whole.id
+    assert "20 device-seconds" in run.row["notes"][0]
