@@ -33,13 +33,14 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import backbones, cards, flops, manager
+from bench import backbones, cards, flops, manager, recompute
 from bench.augment import Draws, View, identity
+from bench.chunking import cached_backward
 from bench.distributed import world_size
 from bench.engine import DTYPES, Trainer
 from bench.errors import Unsupported, UserError
 from bench.hookspecs import Batch
-from bench.memory import CATEGORIES, Estimate, Step
+from bench.memory import CATEGORIES, Estimate, Refused, Step
 from bench.seeing import see
 
 STEPS = 2  # the second begins with the optimizer's state and the first one's gradients
@@ -136,10 +137,41 @@ class Enough(BaseException):
     """The steps that are traced are done; no `except Exception` of a plugin keeps it."""
 
 
+class FewChunks(nn.Module):
+    """A model whose `embed` is computed for the first two of a pass's chunks.
+
+    Those that follow hold no more at a time than the second: they get empty embeddings, and the
+    second's operations, backward ones too, count for each of them.
+    """
+
+    def __init__(self, model: nn.Module, log: StorageLog, chunks: int) -> None:
+        super().__init__()
+        self.model, self.log_, self.chunks = model, log, chunks
+        self._number = 0  # of the chunk within its pass
+        self._begun = 0  # FLOPs before the second chunk
+        self._shapes: list[tuple[torch.Size, torch.dtype]] = []
+
+    def embed(self, *views: Tensor) -> tuple[Tensor, ...]:
+        number, self._number = self._number, (self._number + 1) % self.chunks
+        if number == 2:
+            self.log_.flops += (self.chunks - 2) * (self.log_.flops - self._begun)
+        if number >= 2:
+            return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in self._shapes)
+        self._begun = self.log_.flops
+        outputs: tuple[Tensor, ...] = self.model.embed(*views)
+        self._shapes = [(output.shape, output.dtype) for output in outputs]
+        return outputs
+
+    def loss(self, *embeddings: Tensor) -> Tensor:
+        return self.model.loss(*embeddings)
+
+
 class Tracer(Trainer):
     """The engine, but for its data and its records: fake images, and steps that are traced."""
 
-    def __init__(self, step: Step, num_classes: int | None, folder: Path) -> None:
+    def __init__(
+        self, step: Step, backbone: nn.Module, num_classes: int | None, folder: Path
+    ) -> None:
         self.log_ = StorageLog()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.asked = 0  # for batches
@@ -158,6 +190,8 @@ class Tracer(Trainer):
             folder=folder,
             precision=step.precision,
             world=world_size(),
+            chunk=step.chunk,
+            recomputation=recompute.Recomputation(backbone) if step.checkpointing else None,
             defer_finite_check=True,  # as on a card
         )
 
@@ -195,8 +229,7 @@ class Tracer(Trainer):
         Raises:
             Enough: after the last stage's.
         """
-        end = min(self.steps, round(until * self.steps))
-        self._stage = (self._stage[1] if self._stage[1] < end else 0, end)
+        end = self._enter_stage(until)
         self.asked += 1
         if self.step_index >= end:
             return
@@ -218,6 +251,11 @@ class Tracer(Trainer):
             if end == self.steps:
                 raise Enough
         self.step_index = end
+
+    def _in_chunks(self, model: nn.Module, views: tuple[Tensor, ...], chunk: int) -> Any:
+        """As the engine does, but for the chunks after the second, which are not computed."""
+        short = FewChunks(model, self.log_, len(views[0]) // chunk)
+        return cached_backward(short, views, chunk, self._seed_forward, self.autocast)
 
     def found(self, backbone: nn.Module) -> Estimate:
         """Return the peak, and the FLOPs of a step."""
@@ -273,6 +311,7 @@ def trace(step: Step, folder: Path) -> Estimate:
         folder: an empty one, for the engine's records.
 
     Raises:
+        Refused: the method cannot train it.
         UserError: the step cannot be traced; the line says why.
     """
     plugin = manager.load(step.plugin)
@@ -282,8 +321,10 @@ def trace(step: Step, folder: Path) -> Estimate:
     torch.manual_seed(0)
     spec = {"name": step.backbone, "args": dict(step.args), "stem": step.stem}
     backbone = backbones.build(spec, step.image_size)
+    if step.checkpointing:
+        recompute.enable(backbone, step.backbone)
     with _processes(step.cards):
-        tracer = Tracer(step, step.classes if card.uses_labels else None, folder)
+        tracer = Tracer(step, backbone, step.classes if card.uses_labels else None, folder)
         tracer.place(backbone)
         try:
             plugin.call("pretrain", backbone=backbone, config=config, engine=tracer)
@@ -295,7 +336,7 @@ def trace(step: Step, folder: Path) -> Estimate:
                 "estimate has only their shapes; measure it on a card"
             ) from None
         except Unsupported as error:
-            raise UserError(f"{plugin.name}: {_line(error)}") from None
+            raise Refused(f"{plugin.name}: {_line(error)}") from None
         except UserError:
             raise
         except (Exception, SystemExit) as error:

@@ -14,31 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bench import buffers
-from bench.errors import Unsupported, UserError
+from bench.errors import Unsupported
 
 LOSS = -1  # the address of the loss's random numbers, among the chunks' 0, 1, ...
-
-
-def images_per_chunk(chunk: int, batch_size: int, world: int) -> int:
-    """Return the images of a chunk that one process embeds.
-
-    Args:
-        chunk: source images of a chunk over all processes.
-        batch_size: source images of a step over all processes.
-        world: the processes.
-
-    Raises:
-        UserError: the batch is not a number of equal chunks, or a chunk not of equal parts.
-    """
-    if chunk < 1 or batch_size % chunk:
-        raise UserError(
-            f"chunk {chunk} does not divide a batch of {batch_size} images; choose a divisor"
-        )
-    if chunk % world:
-        raise UserError(
-            f"a chunk of {chunk} images cannot be shared by {world} processes; choose a multiple"
-        )
-    return chunk // world
 
 
 def cached_backward(

@@ -153,7 +153,8 @@ def _row(cost: Cost, notes: list[str]) -> list[str]:
     else:
         values = [cost.status.replace("_", " "), *[""] * 5]
     special = cost.spec.recipe not in ("", PAPERS)
-    title = text(cost.title) + (f" ({text(cost.spec.recipe)})" if special else "")
+    said = ", ".join(part for part in (cost.spec.recipe * special, cost.spec.saving) if part)
+    title = text(cost.title) + (f" ({text(said)})" if said else "")
     shape = [str(cost.spec.batch_size), str(cost.spec.cards)]
     return [title, *shape, *values, _largest(cost), ", ".join(numbers)]
 
@@ -238,7 +239,7 @@ def line(cost: Cost) -> str:
     """Return what a terminal shows of a cell."""
     spec = cost.spec
     of = f" of {spec.cards} cards" if spec.cards > 1 else ""
-    head = f"{spec.method}, {spec.backbone['name']}, batch {spec.batch_size}{of}, {spec.precision}"
+    head = f"{spec.label}, {spec.backbone['name']}, batch {spec.batch_size}{of}, {spec.precision}"
     if cost.status == costs.ESTIMATED:
         return f"{head}: {short((cost.memory.peak or 0) / 2**30)} GiB per card, estimated"
     if cost.status != costs.MEASURED:

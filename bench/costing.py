@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import ENGINE, cost_page, costs, judge
+from bench import ENGINE, cost_page, costs, judge, saving
 from bench.costs import Cost, Spec
 from bench.errors import UserError
 from bench.estimated import Estimated, Estimator, estimator, largest_batch
+from bench.memory import Refused
 from bench.probe import probe, refuse_backbone
 from bench.results import Code, Machine
 from bench.turns import Cell, Place, fields_of, free_bytes, holds_for, measure
@@ -39,6 +40,8 @@ class Request:
         stall: seconds that a window may take.
         force: also cells that are finished.
         settings: of the protocol, over its own.
+        chunk, checkpointing: as `costs.Spec` has them.
+        each_way: beside the plain step, each of the two alone that is asked for.
     """
 
     plugins: tuple[str, ...]
@@ -56,6 +59,16 @@ class Request:
     stall: float = 900.0
     force: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    chunk: int | None = None
+    checkpointing: bool = False
+    each_way: bool = False
+
+    @property
+    def ways(self) -> list[tuple[int | None, bool]]:
+        """(chunk, checkpointing) of each of a method's cells."""
+        if self.each_way:
+            return saving.each(self.chunk, self.checkpointing)
+        return [(self.chunk, self.checkpointing)]
 
 
 def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
@@ -72,7 +85,9 @@ def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
     _refuse(request)
     cells, missing = plan(request)
     if cells:
-        refuse_backbone(cells[0].spec.backbone, request.image_size)
+        refuse_backbone(
+            cells[0].spec.backbone, request.image_size, checkpointing=request.checkpointing
+        )
     found: list[Cost] = []
     with estimator() as estimate:
         work = _Work(request, protocol, _place(request), estimate, say, missing)
@@ -87,6 +102,10 @@ def _refuse(request: Request) -> None:
             raise UserError(
                 f"batch size {batch} does not divide among {request.cards} cards; take a multiple"
             )
+        if request.chunk is not None:
+            saving.images_per_chunk(request.chunk, batch, request.cards)
+    if request.each_way and request.chunk is None and not request.checkpointing:
+        raise UserError("--each-way measures --chunk N, --checkpointing or both; give one of them")
 
 
 def plan(request: Request) -> tuple[list[Cell], list[str]]:
@@ -102,14 +121,21 @@ def plan(request: Request) -> tuple[list[Cell], list[str]]:
     broken = [facts["error"] for facts in described.values() if facts["error"]]
     usable = {plugin: facts for plugin, facts in described.items() if not facts["error"]}
     cells = [
-        Cell(plugin, facts["card"]["title"], _spec(facts, request, batch), _code(facts))
+        Cell(plugin, facts["card"]["title"], _spec(facts, request, batch, *way), _code(facts))
         for batch in dict.fromkeys(request.batch_sizes)
         for plugin, facts in usable.items()
+        for way in request.ways
     ]
     return cells, broken
 
 
-def _spec(facts: Mapping[str, Any], request: Request, batch: int) -> Spec:
+def _spec(
+    facts: Mapping[str, Any],
+    request: Request,
+    batch: int,
+    chunk: int | None,
+    checkpointing: bool,
+) -> Spec:
     return Spec(
         method=facts["name"],
         config=facts["config"],
@@ -121,6 +147,8 @@ def _spec(facts: Mapping[str, Any], request: Request, batch: int) -> Spec:
         precision=request.precision,  # type: ignore[arg-type]
         device=request.device,  # type: ignore[arg-type]
         threads=request.threads,
+        chunk=chunk,
+        checkpointing=checkpointing,
     )
 
 
@@ -173,7 +201,7 @@ class _Work:
     estimate: Estimator
     say: Say
     missing: list[str]
-    largest: dict[str, int | None] = field(default_factory=dict)
+    largest: dict[tuple[str, str], int | None] = field(default_factory=dict)
 
     def group(self, cells: Sequence[Cell]) -> Iterator[Cost]:
         """Yield the results of cells of one batch size, kept or new; new ones are written."""
@@ -188,7 +216,11 @@ class _Work:
         measured = []
         for cell in wanted:
             found = self._estimate(cell)
-            if found and (self.request.estimate or found.total > self._room()):
+            if isinstance(found, Refused) and self.request.estimate:
+                self.say(f"{cell.spec.label}, batch {cell.spec.batch_size}: n/a: {found}")
+            elif isinstance(found, Refused):
+                yield self._write(cell, self._unsupported(cell, found))
+            elif found and (self.request.estimate or found.total > self._room()):
                 yield self._write(cell, self._estimated(cell, found))
             elif not self.request.estimate:
                 measured.append(cell)
@@ -201,12 +233,16 @@ class _Work:
             return free_bytes()
         return self.place.card_bytes or math.inf
 
-    def _estimate(self, cell: Cell) -> Estimated | None:
+    def _estimate(self, cell: Cell) -> Estimated | Refused | None:
+        """Return what the cell's step takes, why the method refuses it, or None where its step
+        cannot be estimated."""
         try:
             return self.estimate(cell.plugin, cell.spec, cell.spec.batch_per_card)
+        except Refused as refusal:
+            return refusal
         except UserError as error:
             if self.request.estimate:
-                self.missing.append(f"{cell.spec.method}, batch {cell.spec.batch_size}: {error}")
+                self.missing.append(f"{cell.spec.label}, batch {cell.spec.batch_size}: {error}")
             return None
 
     def _kept(self, cell: Cell) -> Cost | None:
@@ -232,14 +268,17 @@ class _Work:
         }
         return costs.with_derived(fields | more)
 
+    def _unsupported(self, cell: Cell, refusal: Refused) -> Cost:
+        fields = fields_of(cell, self.place, self.protocol)
+        return costs.with_derived(fields | {"status": "unsupported", "reason": str(refusal)})
+
     def _write(self, cell: Cell, cost: Cost) -> Cost:
-        card = self.place.card_bytes
-        if card is not None:
-            if cell.plugin not in self.largest:
-                found = largest_batch(self.estimate, cell.plugin, cell.spec, card)
-                self.largest[cell.plugin] = found
+        card, key = self.place.card_bytes, (cell.plugin, cell.spec.saving)
+        if card is not None and cost.status != "unsupported":
+            if key not in self.largest:
+                self.largest[key] = largest_batch(self.estimate, cell.plugin, cell.spec, card)
             memory = cost.memory.model_copy(update={"card": card})
-            update = {"largest_batch": self.largest[cell.plugin], "memory": memory}
+            update = {"largest_batch": self.largest[key], "memory": memory}
             cost = cost.model_copy(update=update)
         costs.write(self.request.leaderboards_dir, cost)
         cost_page.write(self.request.leaderboards_dir)

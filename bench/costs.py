@@ -21,6 +21,7 @@ from bench import timing
 from bench.errors import UnknownName, UserError, first_fault
 from bench.identity import digest, protocol_hash
 from bench.results import Code, Machine, content_sha256, write_text
+from bench.saving import words
 
 SCHEMA = 1
 FOLDER = "cost"
@@ -91,7 +92,7 @@ class _Part(BaseModel):
 
 
 class Spec(_Part):
-    """What was measured. `batch_size` counts source images over all cards."""
+    """What was measured. `batch_size` and `chunk` count source images over all cards."""
 
     method: str = Field(min_length=1)
     config: dict[str, Any]
@@ -103,10 +104,22 @@ class Spec(_Part):
     precision: Literal["fp32", "bf16"]
     device: Literal["cpu", "cuda"]
     threads: int = Field(ge=1)
+    chunk: int | None = Field(default=None, ge=1)
+    checkpointing: bool = False
 
     @property
     def batch_per_card(self) -> int:
         return self.batch_size // self.cards
+
+    @property
+    def saving(self) -> str:
+        """How the step saves memory, in words; "" if it does not."""
+        return words(self.chunk, self.checkpointing)
+
+    @property
+    def label(self) -> str:
+        """The method and how its step saves memory: what tells cells apart that take turns."""
+        return f"{self.method} ({self.saving})" if self.saving else self.method
 
 
 class Applied(_Part):
@@ -290,6 +303,10 @@ def place(cost: Cost) -> str:
 def name(spec: Spec, machine: str) -> str:
     """Return `<method>-<backbone>-<size>px-b<batch>x<cards>-<precision>-<10 hex>`."""
     document = spec.model_dump(mode="json")
+    if spec.chunk is None:
+        del document["chunk"]
+    if not spec.checkpointing:
+        del document["checkpointing"]
     if not machine:  # an estimate knows neither device nor threads
         del document["device"], document["threads"]
     backbone = re.sub(r"[^A-Za-z0-9_.]+", "_", str(spec.backbone["name"]))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bench import checkpoints
 from bench.augment import Draws, identity
 from bench.buffers import kept
-from bench.chunking import cached_backward, images_per_chunk
+from bench.chunking import cached_backward
 from bench.errors import UnknownName, Unsupported, UserError
 from bench.finite import FiniteCheck
 from bench.hookspecs import Batch, View
@@ -36,6 +36,7 @@ from bench.optimizers import (
     parameter_groups,
 )
 from bench.recompute import Recomputation
+from bench.saving import images_per_chunk
 from bench.seeing import layout, see
 from bench.store import Store, centre, to_unit_range
 
@@ -188,10 +189,7 @@ class Trainer:
 
     def batches(self, views: tuple[View, ...] = (identity,), until: float = 1.0) -> Iterator[Batch]:
         """See `bench.hookspecs.Engine.batches`."""
-        if self.chunk is not None and not self._fitting:
-            raise Unsupported(f"--chunk {self.chunk} needs a method that trains by engine.fit")
-        end = min(self.steps, round(until * self.steps))
-        self._stage = (self._stage[1] if self._stage[1] < end else 0, end)
+        end = self._enter_stage(until)
         while self.step_index < end:
             self.meter.start()
             batch = self._draw(views)
@@ -200,6 +198,13 @@ class Trainer:
             self.step_index += 1
             self._between_steps()
         torch.manual_seed(stream(self.seed, "stage", end))
+
+    def _enter_stage(self, until: float) -> int:  # the step that ends it
+        if self.chunk is not None and not self._fitting:
+            raise Unsupported(f"--chunk {self.chunk} needs a method that trains by engine.fit")
+        end = min(self.steps, round(until * self.steps))
+        self._stage = (self._stage[1] if self._stage[1] < end else 0, end)
+        return end
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """See `bench.hookspecs.Engine.autocast`."""
@@ -242,36 +247,34 @@ class Trainer:
         update = self.optimizer(model, optimizer, name="model", **optimizer_args)
         split = hasattr(model, "embed") and hasattr(model, "loss")
         chunk = self.chunk if self.chunk is not None else chunk
+        if chunk is not None and not split:
+            raise Unsupported(f"chunks need embed and loss; {type(model).__name__} has not both")
         if chunk is not None:
             chunk = images_per_chunk(chunk, self.batch_size, self.world)
-            if not split:
-                raise Unsupported(
-                    f"chunks need embed and loss; {type(model).__name__} has not both"
-                )
         model.train()
         self._fitting = True
         for batch in self.batches(views):
             embeddings: tuple[Tensor, ...] = ()
             if chunk is not None:
                 update.zero_grad(set_to_none=True)
-                loss, embeddings = cached_backward(
-                    model, batch.views, chunk, self._seed_forward, self.autocast
-                )
+                loss, embeddings = self._in_chunks(model, batch.views, chunk)
                 self._update(loss, update)
             else:
                 with self.autocast():
                     if split:
                         embeddings = model.embed(*batch.views)
                         loss = model.loss(*embeddings)
-                    elif batch.labels is not None:
-                        loss = model(*batch.views, labels=batch.labels)
                     else:
-                        loss = model(*batch.views)
+                        labels = {} if batch.labels is None else {"labels": batch.labels}
+                        loss = model(*batch.views, **labels)
                 self.step(loss, update)
             if after_step is not None:
                 with torch.no_grad():
                     after_step(*(e.detach() for e in embeddings))
         return model
+
+    def _in_chunks(self, model: nn.Module, views: tuple[Tensor, ...], chunk: int) -> Any:
+        return cached_backward(model, views, chunk, self._seed_forward, self.autocast)
 
     # Batches
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class Estimated(NamedTuple):
 Estimator = Callable[[str, Spec, int], Estimated]
 """(plugin, spec, images per card) -> what a step takes.
 
-Raises UserError where a step cannot be estimated."""
+Raises UserError where a step cannot be estimated, memory.Refused where the method refuses it."""
 
 
 @contextlib.contextmanager
@@ -52,6 +53,8 @@ def estimator() -> Iterator[Estimator]:
                 cards=spec.cards,
                 recipe=spec.recipe,
                 precision=spec.precision,
+                chunk=spec.chunk,
+                checkpointing=spec.checkpointing,
             )
             found = asks[plugin](step)
             sizes = {name: getattr(found, name) for name in memory.CATEGORIES}
@@ -61,16 +64,16 @@ def estimator() -> Iterator[Estimator]:
 
 
 def largest_batch(estimate: Estimator, plugin: str, spec: Spec, card_bytes: int) -> int | None:
-    """Return the images per card, a multiple of UNIT, of the largest batch that is estimated to fit
-    a card; 0 if none does, None where it cannot be estimated."""
-    most = min(MOST, memory.IMAGES // spec.cards) // UNIT
+    """Return the images per card, a multiple of UNIT and of the spec's chunk, of the largest batch
+    that is estimated to fit a card; 0 if none does, None where it cannot be estimated."""
+    unit = math.lcm(UNIT, (spec.chunk or spec.cards) // spec.cards)
     try:
         found = fitting.largest(
-            lambda units: estimate(plugin, spec, units * UNIT),
+            lambda units: estimate(plugin, spec, units * unit),
             card_bytes,
-            start=spec.batch_per_card // UNIT,
-            most=most,
+            start=spec.batch_per_card // unit,
+            most=min(MOST, memory.IMAGES // spec.cards) // unit,
         )
     except UserError:
         return None
-    return found[0] * UNIT if found else 0
+    return found[0] * unit if found else 0

@@ -6,6 +6,7 @@ guessed. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -86,7 +87,7 @@ class Way:
     """Another step that fits.
 
     Attributes:
-        change: what is changed: "batch", "precision" or "cards".
+        change: what is changed: "batch", "precision", "cards", "checkpointing" or "chunk".
     """
 
     change: str
@@ -146,8 +147,10 @@ def fit(step: Step, memory: int, ask: Ask) -> Fit:
 
 
 def _largest(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:
-    """Return the largest batch per card that fits, to `UNIT` images where the batch is of such."""
+    """Return the largest batch per card that fits, to `UNIT` images where the batch is of such, and
+    to whole chunks."""
     unit = UNIT if step.batch_per_card % UNIT == 0 else 1
+    unit = math.lcm(unit, (step.chunk or step.cards) // step.cards)
     whole = step.batch_per_card // unit
 
     def of(units: int) -> Step:
@@ -187,4 +190,36 @@ def _more_cards(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | 
     return f"{step.batch_size} images on up to {cards // 2} cards do not fit"
 
 
-CHANGES = {"batch": _largest, "precision": _half, "cards": _more_cards}
+def _recomputed(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:
+    """Return the step with activation checkpointing, if it then fits."""
+    if step.checkpointing:
+        return "it recomputes already"
+    other = replace(step, checkpointing=True)
+    answer = ask(other)
+    if answer.total <= memory:
+        return Way("checkpointing", other, answer)
+    return f"recomputed blocks need {answer.total / 1e9:.2f} GB"
+
+
+def _chunks(step: Step, estimate: Estimate, memory: int, ask: Ask) -> Way | str:
+    """Return the step in two chunks, or four, ..., until it fits."""
+    chunk = whole = step.chunk or step.batch_size
+    answer = estimate
+    while chunk % (2 * step.cards) == 0:
+        chunk //= 2
+        other = replace(step, chunk=chunk)
+        answer = ask(other)
+        if answer.total <= memory:
+            return Way("chunk", other, answer)
+    if chunk == whole:
+        return f"{chunk} images do not halve among {step.cards} cards"
+    return f"chunks of {chunk} need {answer.total / 1e9:.2f} GB"
+
+
+CHANGES = {
+    "batch": _largest,
+    "precision": _half,
+    "cards": _more_cards,
+    "checkpointing": _recomputed,
+    "chunk": _chunks,
+}

@@ -76,7 +76,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     import numpy as np
     import torch
 
-    from bench import backbones, cards, gauge, manager
+    from bench import backbones, cards, gauge, manager, recompute
     from bench.identity import stream
 
     spec, settings = orders["spec"], orders["settings"]
@@ -85,6 +85,10 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     torch.manual_seed(stream(0, "init"))
     before = gauge.peak_rss()
     backbone = backbones.build(spec["backbone"], spec["image_size"])
+    recomputation = None
+    if spec["checkpointing"]:
+        recompute.enable(backbone, spec["backbone"]["name"])
+        recomputation = recompute.Recomputation(backbone)
     plugin = manager.load(orders["plugin"])
     card = plugin.call("describe")
     config = cards.config_object(card, spec["config"])
@@ -105,6 +109,8 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
         precision=spec["precision"],
         device="cuda:0" if spec["device"] == "cuda" else "cpu",
         world=spec["cards"],
+        chunk=spec["chunk"],
+        recomputation=recomputation,
     )
     engine.place(backbone)
     try:

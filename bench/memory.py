@@ -18,6 +18,7 @@ from typing import Any
 from bench import confine
 from bench.errors import UserError
 from bench.probe import die_with_planner, fork_server
+from bench.saving import images_per_chunk
 
 GIB = 2**30
 IMAGES, CLASSES = 1_281_167, 1000  # of the training set that a method is told of: ImageNet's
@@ -27,6 +28,10 @@ LIMITS = (
     "Not in it: workspaces of cuDNN and cuBLAS, fragmentation and rounding of the allocator, the "
     "CUDA context, and the making of the views."
 )
+
+
+class Refused(UserError):
+    """A method cannot train such a step, as its row would say: "n/a"."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,12 @@ class Step:
         args, stem: of the backbone, as in a track.
         images, classes: of the training set that the method is told of.
         gray: whether its images have one channel.
+        chunk: source images over all cards that are embedded at a time; None: all of the batch.
+        checkpointing: whether blocks of the backbone are computed again in the backward pass.
 
     Raises:
-        UserError: the batch does not divide by the cards, or is larger than the training set.
+        UserError: the batch does not divide by the cards or into chunks, or is larger than the
+            training set.
     """
 
     plugin: str
@@ -63,6 +71,8 @@ class Step:
     images: int = IMAGES
     classes: int = CLASSES
     gray: bool = False
+    chunk: int | None = None
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size % self.cards:
@@ -74,6 +84,8 @@ class Step:
             raise UserError(
                 f"batch size {self.batch_size} exceeds the {self.images} training images"
             )
+        if self.chunk is not None:
+            images_per_chunk(self.chunk, self.batch_size, self.cards)
 
     @property
     def batch_per_card(self) -> int:
@@ -117,7 +129,8 @@ Ask = Callable[[Step], Estimate]
 def estimator() -> Iterator[Ask]:
     """Yield a function that estimates a `Step`, in a process that may write nowhere else.
 
-    It raises UserError, one line, where a step cannot be estimated.
+    It raises UserError, one line, where a step cannot be estimated, Refused where the method
+    cannot train it.
     """
     context = fork_server()
     ours, theirs = context.Pipe()
@@ -137,8 +150,8 @@ def estimator() -> Iterator[Ask]:
                 raise UserError(
                     f"{step.plugin}: the process that estimates it ended with {process.exitcode}"
                 ) from None
-            if isinstance(answer, str):
-                raise UserError(answer)
+            if isinstance(answer, UserError):
+                raise answer
             return answer
 
         try:
@@ -153,8 +166,9 @@ def estimate(step: Step) -> Estimate:
     """Return what one card holds at the peak of a training step.
 
     Raises:
-        UserError: the step cannot be estimated: the method refuses it, trains nothing, or its loop
-            reads values.
+        Refused: the method cannot train it.
+        UserError: the step cannot be estimated: the method trains nothing, or its loop reads
+            values.
     """
     with estimator() as ask:
         return ask(step)
@@ -182,5 +196,7 @@ def _answer(pipe: Connection, folder: str) -> None:
         number += 1
         try:
             pipe.send(trace(step, place))
+        except Refused as error:
+            pipe.send(Refused(str(error)))
         except UserError as error:
-            pipe.send(str(error))
+            pipe.send(UserError(str(error)))

@@ -35,6 +35,10 @@ leaderboards_dir = click.option(
     show_default=True,
     help="Where the published boards lie, and the ledger of test reads.",
 )
+saving = joined(
+    click.option("--chunk", type=POSITIVE, help="Source images embedded at a time; saves memory."),
+    click.option("--checkpointing", is_flag=True, help="Recompute activations; saves memory."),
+)
 selecting = joined(
     click.option("--plugins", required=True, help="Names or files, split by commas, or `all`."),
     click.option("--track", default="digits", show_default=True, help="A track, or a TOML file."),
@@ -46,8 +50,7 @@ selecting = joined(
         "--budget", metavar="KIND=N", help="Or in images, steps, flops or device-seconds."
     ),
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
-    click.option("--chunk", type=POSITIVE, help="Source images embedded at a time; saves memory."),
-    click.option("--checkpointing", is_flag=True, help="Recompute activations; saves memory."),
+    saving,
     click.option("--limit", type=POSITIVE, help="Only the first N training images."),
     click.option(
         "--samples", type=POSITIVE, help="Images that generators draw, and their reference."

@@ -72,10 +72,12 @@ def probe(
     return answer
 
 
-def refuse_backbone(spec: dict[str, Any], image_size: int) -> None:
-    """Raise UserError, one line, if timm cannot build a backbone of `spec` for images of a side."""
+def refuse_backbone(spec: dict[str, Any], image_size: int, *, checkpointing: bool = False) -> None:
+    """Raise UserError, one line, if timm cannot build a backbone of `spec` for images of a side, or
+    the backbone cannot recompute its activations where it must."""
     asked: dict[str, Any] = {"names": [], "evaluations": {}, "headline": "", "data": None}
-    _ask(asked | {"backbone": {"spec": spec, "image_size": image_size}})
+    wanted = {"spec": spec, "image_size": image_size, "checkpointing": checkpointing}
+    _ask(asked | {"backbone": wanted})
 
 
 def _ask(asked: dict[str, Any]) -> dict[str, Any]:
@@ -142,15 +144,22 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
         confine.confine_writes([], [Path(os.devnull)])
     try:
         if "backbone" in asked:
-            from bench import backbones
-
-            backbones.build(**asked["backbone"])
+            _build(**asked["backbone"])
         methods = {name: _method(name, asked) for name in asked["names"]}
         protocols = _protocols(asked["evaluations"], asked["headline"])
         data = _data(asked, lambda line: send.send({"said": line}))
         send.send({"methods": methods, "data": data, "protocols": protocols})
     except UserError as error:
         send.send({"refused": str(error)})
+
+
+def _build(spec: dict[str, Any], image_size: int, checkpointing: bool) -> None:
+    """Build a backbone as every run would: what cannot be is refused now."""
+    from bench import backbones, recompute
+
+    backbone = backbones.build(spec, image_size)
+    if checkpointing:
+        recompute.enable(backbone, spec["name"])
 
 
 def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -206,15 +215,13 @@ def _protocols(asked: dict[str, dict[str, Any]], headline: str) -> list[dict[str
 
 
 def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
-    from bench import backbones, data, evaluations, recompute
+    from bench import data, evaluations
 
     if asked["data"] is None:
         return None
     wanted = asked["data"]
     if wanted.get("backbone"):
-        backbone = backbones.build(wanted["backbone"], wanted["image_size"])
-        if wanted.get("checkpointing"):
-            recompute.enable(backbone, wanted["backbone"]["name"])  # refused now, not in every run
+        _build(wanted["backbone"], wanted["image_size"], bool(wanted.get("checkpointing")))
     dataset = data.load(
         wanted["name"],
         image_size=wanted["image_size"],

@@ -153,4 +153,6 @@ def _step(training: Training) -> Step:
         images=training.images,
         classes=training.classes,
         gray=training.gray,
+        chunk=spec.get("chunk"),
+        checkpointing=bool(spec.get("checkpointing")),
     )

@@ -49,7 +49,7 @@ def measure(
     alone: list[Cell] = []
     ended: dict[str, Lost] = {}
     live: dict[str, CellProcess] = {}
-    of = {cell.spec.method: cell for cell in cells}
+    of = {cell.spec.label: cell for cell in cells}
     warmth: dict[str, dict[str, timing.Warmth]] = {}
     bounded = not place.uuid
     with contextlib.ExitStack() as stack:
@@ -126,7 +126,7 @@ def _found(
     Raises:
         Lost: it ended before it had said all.
     """
-    name, per_card = cell.spec.method, cell.spec.batch_per_card
+    name, per_card = cell.spec.label, cell.spec.batch_per_card
     process = live[name]
     driver = smi.held(process.holders(), process.pid)
     rss, busy = process.rss, process.busy_cores()

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.backbones import build
-from bench.chunking import images_per_chunk
 from bench.engine import Interrupted, Trainer
 from bench.errors import Diverged, Unsupported, UserError
 from bench.layers import fix_batch_norm, group_batch_norm
 from bench.losses import nt_xent
+from bench.saving import images_per_chunk
 
 BATCH, SIZE = 24, 32
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 3, SIZE, SIZE), dtype=np.uint8)

@@ -22,6 +22,7 @@ from bench.cli import main
 from bench.engine import Trainer
 from bench.errors import UnknownName, UserError
 from bench.estimated import Estimated
+from bench.memory import Refused
 from bench.results import Code, Machine, content_sha256
 from bench.timing import Lost
 
@@ -590,20 +591,88 @@ def test_an_estimate_that_is_refused_is_said(tmp_path, described, monkeypatch):
     assert (found, missing) == ([], ["simclr, batch 8: its loop reads values"])
 
 
-def test_a_real_measurement_from_the_plugin_to_the_page(tmp_path, monkeypatch):
-    said, estimates = [], {}
+def test_each_way_takes_turns_with_the_plain_step(tmp_path, described, monkeypatch):
+    """A plain cell is one cell whether asked for beside the ways or alone."""
+    together = []
+
+    def noted(cells, *rest):
+        together.append([cell.spec.label for cell in cells])
+        yield from instantly(cells, *rest)
+
+    monkeypatch.setattr(costing, "measure", noted)
+    asked = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), chunk=4, checkpointing=True)
+    found, _ = costing.carry_out(replace(asked, each_way=True), lambda line: None)
+    assert together == [["simclr", "simclr (chunks of 4)", "simclr (recomputed)"]]
+    both, _ = costing.carry_out(asked, lambda line: None)
+    assert together[1:] == [["simclr (chunks of 4, recomputed)"]]
+    plain, _ = costing.carry_out(replace(asked, chunk=None, checkpointing=False), lambda line: None)
+    assert together[2:] == [[]]
+    assert [cost.cell for cost in plain] == [found[0].cell]
+    assert len({cost.cell for cost in found + both}) == 4
+    assert "T (small, chunks of 4, recomputed)" in (tmp_path / "cost.md").read_text()
+
+
+def test_ways_have_a_largest_batch_of_their_own(tmp_path, described, monkeypatch):
+    """An image takes 1 GiB, in chunks all 24 images of a chunk 6 GiB: the card has 10 GiB."""
+
+    def estimate(plugin, spec, per_card):
+        assert per_card % (spec.chunk or 1) == 0
+        size = 6 * 2**30 + per_card * 2**20 if spec.chunk else per_card * 2**30
+        return Estimated({"parameters": 0, "activations": size}, 3e9)
+
+    monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
+    asked = request(tmp_path, plugins=("simclr",), batch_sizes=(48,), cards=1, estimate=True)
+    asked = replace(asked, chunk=24, each_way=True, card_bytes=10 * 2**30)
+    found, _ = costing.carry_out(asked, lambda line: None)
+    assert [cost.largest_batch for cost in found] == [8, 4 * 2**10 // 24 * 24]
+
+
+def test_a_way_that_a_method_refuses_is_its_row(tmp_path, described, monkeypatch):
+    def estimate(plugin, spec, per_card):
+        raise Refused(f"{plugin}: chunks need embed and loss")
+
+    monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
+    monkeypatch.setattr(costing, "measure", instantly)
+    asked = request(tmp_path, plugins=("rotnet",), batch_sizes=(8,), chunk=4)
+    found, missing = costing.carry_out(asked, lambda line: None)
+    assert [(cost.status, cost.largest_batch) for cost in found] == [("unsupported", None)]
+    assert missing == []
+    assert cost_page.check(tmp_path) == []
+    said = []
+    found, missing = costing.carry_out(replace(asked, estimate=True), said.append)
+    assert (found, missing) == ([], [])
+    refused = "rotnet (chunks of 4), batch 8: n/a: rotnet: chunks need embed and loss"
+    assert said == [refused]
+
+
+def test_a_real_measurement_in_chunks_with_recomputed_blocks(tmp_path, estimates):
+    asked = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), cards=1)
+    found, _ = costing.carry_out(replace(asked, chunk=4, checkpointing=True), lambda line: None)
+    assert [cost.status for cost in found] == ["done"], [cost.reason for cost in found]
+    assert found[0].flops_per_image == estimates["simclr"].flops_per_image
+
+
+@pytest.fixture
+def estimates(monkeypatch):
+    """What real estimators find, by plugin."""
+    found = {}
 
     @contextlib.contextmanager
     def noted():
         with estimated.estimator() as estimate:
 
             def note(plugin, of, per_card):
-                estimates[plugin] = estimate(plugin, of, per_card)
-                return estimates[plugin]
+                found[plugin] = estimate(plugin, of, per_card)
+                return found[plugin]
 
             yield note
 
     monkeypatch.setattr(costing, "estimator", noted)
+    return found
+
+
+def test_a_real_measurement_from_the_plugin_to_the_page(tmp_path, estimates):
+    said = []
     asked = request(tmp_path, batch_sizes=(8,))
     found, missing = costing.carry_out(asked, said.append)
     assert (len(found), missing) == (2, [])
@@ -698,6 +767,8 @@ def test_a_window_that_does_not_end_and_a_process_that_holds_too_much_are_given_
         ({"--batch-sizes": "8,x"}, "'x' is no batch size"),
         ({"--batch-sizes": "8,"}, "'' is no batch size"),
         ({"--batch-sizes": "9", "--cards": "2"}, "does not divide among 2 cards"),
+        ({"--chunk": "3"}, "chunk 3 does not divide a batch of 8 images"),
+        ({"--chunk": "4", "--cards": "8"}, "cannot be shared by 8 processes"),
         ({"--image-size": "0"}, "--image-size"),
         ({"--precision": "fp8"}, "--precision"),
         ({"--device": "gpu"}, "no device 'gpu'"),
@@ -713,6 +784,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, changed, sai
     assert len(errors) == 1
     assert said in errors[0]
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_each_way_of_none_is_one_line(tmp_path, capsys):
+    arguments = ["--plugins", "simclr", "--backbone", "test_resnet", "--image-size", "32"]
+    arguments += ["--batch-sizes", "8", "--device", "cpu", "--leaderboards-dir", str(tmp_path)]
+    assert main(["cost", *arguments, "--each-way"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_guide_has_every_setting_and_the_hash():

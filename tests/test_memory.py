@@ -14,7 +14,7 @@ import torch
 from bench import allocations, cli, fitting
 from bench.engine import Trainer
 from bench.errors import UserError
-from bench.memory import CATEGORIES, Estimate, Step, estimator
+from bench.memory import CATEGORIES, Estimate, Refused, Step, estimator
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -183,6 +183,58 @@ def test_what_cannot_be_estimated_is_one_line(traced, pretrain, line):
     assert "\n" not in str(refusal.value)
 
 
+# Steps that hold less
+
+
+SPLIT = """class Split(Model):
+        def embed(self, images):
+            keys = self.net(images.flip(-1)).flatten(1).detach()
+            return self.net(images).flatten(1), keys
+        def loss(self, queries, keys):
+            return (queries @ keys.T).square().mean()
+    return engine.fit(Split(nn.Identity()), optimizer=config.kind, lr=0.1)"""
+
+
+@pytest.mark.parametrize("chunk", [2, 4, 8, 16])
+def test_chunks_that_are_not_computed_change_nothing(traced, monkeypatch, chunk):
+    """Two chunks stand for four and eight: the same bytes, the same operations."""
+    net = CONV.replace("nn.ReLU()", "nn.BatchNorm2d(6)")
+    short = traced(net, pretrain=SPLIT, chunk=chunk)
+    monkeypatch.setattr(allocations.Tracer, "_in_chunks", Trainer._in_chunks)
+    assert traced(net, pretrain=SPLIT, chunk=chunk) == short
+
+
+def test_what_is_computed_twice_counts_twice(tmp_path):
+    """A chunk's embeddings are computed once more; with recomputed blocks so are the backbone's
+    blocks, which are most of a forward pass, and that a third of the plain step."""
+
+    def traced(**way) -> Estimate:
+        return allocations.trace(Step("simclr", "test_resnet", 32, 64, **way), tmp_path)
+
+    plain, chunks, recomputed = traced(), traced(chunk=16), traced(checkpointing=True)
+    both = traced(chunk=16, checkpointing=True)
+    assert chunks.flops_per_image / plain.flops_per_image == pytest.approx(4 / 3, rel=0.02)
+    again = (recomputed.flops_per_image - plain.flops_per_image) / plain.flops_per_image
+    assert 0.15 < again < 1 / 3
+    assert both.flops_per_image == pytest.approx(
+        chunks.flops_per_image + again * plain.flops_per_image, rel=1e-6
+    )
+    sizes = [found.activations for found in (plain, recomputed, chunks, both)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert chunks.activations < 0.5 * plain.activations
+    fixed = {(found.parameters, found.gradients, found.optimizer) for found in (plain, chunks)}
+    assert len(fixed) == 1
+
+
+def test_a_way_that_does_nothing_is_refused(tmp_path, traced):
+    with pytest.raises(UserError, match="does not divide a batch of 16"):
+        traced(chunk=5)
+    with pytest.raises(Refused, match="tiny: chunks need embed and loss"):
+        traced(chunk=8)
+    with pytest.raises(Refused, match="tiny: --chunk 8 needs a method that"):
+        traced(pretrain=LOOP.format(body="pass").strip(), chunk=8)
+
+
 # FLOPs of the same step
 
 
@@ -263,9 +315,9 @@ def test_no_memory_is_taken_for_what_is_estimated(traced):
 # A real allocator
 
 
-def real_peak(folder: Path, plugin: str, recipe: str, backbone: str, batch: int) -> int:
+def real_peak(folder: Path, plugin: str, recipe: str, backbone: str, batch: int, way: dict) -> int:
     """Return the most bytes that torch's CPU allocator held at once in three real steps."""
-    from bench import backbones, cards, manager
+    from bench import backbones, cards, manager, recompute
 
     found = manager.load(plugin)
     card = found.call("describe")
@@ -274,7 +326,12 @@ def real_peak(folder: Path, plugin: str, recipe: str, backbone: str, batch: int)
     gc.collect()  # what other tests left would be freed in this one's account
     with torch.profiler.profile(profile_memory=True) as profiler:
         backbone_ = backbones.build({"name": backbone, "args": {}, "stem": None}, 32)
-        trainer = Trainer(pixels, None, None, steps=3, batch_size=batch, seed=0, folder=folder)
+        engine = {"chunk": way.get("chunk")}
+        if way.get("checkpointing"):
+            recompute.enable(backbone_, backbone)
+            engine["recomputation"] = recompute.Recomputation(backbone_)
+        options = engine | {"steps": 3, "batch_size": batch, "seed": 0, "folder": folder}
+        trainer = Trainer(pixels, None, None, **options)
         trainer.place(backbone_)
         found.call("pretrain", backbone=backbone_, config=config, engine=trainer)
     held = most = 0
@@ -286,17 +343,22 @@ def real_peak(folder: Path, plugin: str, recipe: str, backbone: str, batch: int)
 
 
 @pytest.mark.parametrize(
-    ("plugin", "backbone"), [("simclr", "test_resnet"), ("moco_v2", "test_vit")]
+    ("plugin", "backbone", "way"),
+    [
+        ("simclr", "test_resnet", {}),
+        ("moco_v2", "test_vit", {}),
+        ("simclr", "test_resnet", {"chunk": 32}),
+        ("simclr", "test_resnet", {"checkpointing": True}),
+    ],
 )
-def test_a_real_step_takes_what_was_estimated(tmp_path, plugin, backbone):
+def test_a_real_step_takes_what_was_estimated(tmp_path, plugin, backbone, way):
     """Counted by torch's own allocator, views, workspaces and all: within 5 %. Enough images for
     the queue that an estimate has."""
     (tmp_path / "real").mkdir()
-    step = Step(plugin, backbone, 32, 128, recipe="small")
+    step = Step(plugin, backbone, 32, 128, recipe="small", **way)
     estimated = allocations.trace(step, tmp_path).total
-    assert real_peak(tmp_path / "real", plugin, "small", backbone, 128) == pytest.approx(
-        estimated, rel=0.05
-    )
+    real = real_peak(tmp_path / "real", plugin, "small", backbone, 128, way)
+    assert real == pytest.approx(estimated, rel=0.05)
 
 
 # What would make it fit
@@ -308,7 +370,9 @@ def pretended(per_image: int, fixed: int, made: list[Step]):
     def ask(step: Step) -> Estimate:
         made.append(step)
         half = 2 if step.precision == "bf16" else 1
-        activations = per_image * step.batch_per_card // half + step.batch_size**2 // 1000
+        half *= 1.25 if step.checkpointing else 1
+        at_once = (step.chunk or step.batch_size) // step.cards
+        activations = round(per_image * at_once / half) + step.batch_size**2 // 1000
         parts = dict.fromkeys(CATEGORIES, 0) | {"parameters": fixed, "activations": activations}
         return Estimate(**parts, total=fixed + activations)
 
@@ -323,7 +387,7 @@ def test_the_largest_batch_is_the_one_that_trying_all_finds(memory, batch):
     step = Step("any", "any", 32, batch, cards=1)
     found = fitting.fit(step, memory, ask)
     assert not found.fits
-    assert found.estimates == len(made) < 14
+    assert found.estimates == len(made) < 20
     unit = 8
     fitting_sizes = [
         size
@@ -348,7 +412,32 @@ def test_a_network_that_is_too_large_fits_by_nothing():
         "batch: 8 images per card do not fit either",
         "precision: bf16 needs 0.00 GB",
         "cards: 64 images on up to 64 cards do not fit",
+        "checkpointing: recomputed blocks need 0.00 GB",
+        "chunk: chunks of 2 need 0.00 GB",
     )
+
+
+def test_the_ways_that_cost_time_are_the_first_that_fit():
+    """Of 64 images on two cards each holds 32 x 100 bytes: 1,700 bytes hold chunks of 32."""
+    ask = pretended(100, 0, [])
+    step = Step("any", "any", 32, 64, cards=2)
+    ways = {way.change: way for way in fitting.fit(step, 1_700, ask).ways}
+    assert (ways["chunk"].step.chunk, ways["chunk"].estimate.total) == (32, 1_604)
+    assert "checkpointing" not in ways  # 2,564 bytes
+    ways = {way.change: way for way in fitting.fit(step, 2_600, ask).ways}
+    assert ways["checkpointing"].step.checkpointing
+    again = fitting.fit(replace(step, chunk=32, checkpointing=True), 1_000, ask)
+    ways = {way.change: way for way in again.ways}
+    assert ways["chunk"].step.chunk == 16
+    assert "checkpointing: it recomputes already" in again.ruled_out
+
+
+@pytest.mark.parametrize("chunk", [24, 64])
+def test_the_largest_batch_of_chunks_is_a_number_of_them(chunk):
+    ask = pretended(0, 0, [])  # the batch's square alone
+    step = Step("any", "any", 32, 960, chunk=chunk)
+    way = fitting.fit(step, 450, ask).ways[0]
+    assert way.step.batch_size == max(n for n in range(chunk, 960, chunk) if n * n // 1000 <= 450)
 
 
 def test_a_change_that_the_method_refuses_is_said():

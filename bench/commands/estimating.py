@@ -11,7 +11,7 @@ import click
 from bench import display
 from bench.errors import UserError
 from bench.exits import OK, SOME_FAILED
-from bench.options import FILE, POSITIVE
+from bench.options import FILE, POSITIVE, saving
 
 if TYPE_CHECKING:
     from bench.fitting import Fit
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--cards", type=POSITIVE, default=1, show_default=True, help="That share a batch.")
 @click.option("--recipe", default="", help="Of the methods' cards; default their defaults.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@saving
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
@@ -44,10 +45,15 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
     from bench.files import write_atomically
     from bench.memory import LIMITS, Step, estimator
     from bench.probe import refuse_backbone
+    from bench.saving import words
 
     requests = manager.select(plugins)
     steps = [Step(plugin=request, **options) for request in requests]
-    refuse_backbone({"name": options["backbone"], "args": {}, "stem": None}, options["image_size"])
+    refuse_backbone(
+        {"name": options["backbone"], "args": {}, "stem": None},
+        options["image_size"],
+        checkpointing=options["checkpointing"],
+    )
     if target is not None and not target.absolute().parent.is_dir():
         raise UserError(f"--json {target}: no folder {target.absolute().parent}")
     fits: dict[str, Fit] = {}
@@ -60,7 +66,8 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
         except UserError as error:
             refused[name] = str(error)
     if fits:
-        click.echo(_page(fits, memory, options, LIMITS))
+        saving = words(options["chunk"], options["checkpointing"])
+        click.echo(_page(fits, memory, options | {"saving": saving}, LIMITS))
     for line in refused.values():
         click.echo(f"Error: {line}", err=True)
     if target is not None:
@@ -83,9 +90,10 @@ def _page(fits: dict[str, Fit], memory: float, options: dict[str, Any], limits: 
         flops = short(found.estimate.flops_per_image / 1e9)
         rows.append((name, *shown, f"{total / GIB:.2f}", f"{total / 1e9:.2f}", fitting, flops))
     cards, batch = options["cards"], options["batch_size"]
+    saving = f" ({options['saving']})" if options["saving"] else ""
     title = (
-        f"{options['backbone']}, {options['image_size']} px, {options['precision']}, batch {batch}:"
-        f" {batch // cards} images on each of {cards} cards; GiB per card at a step's peak"
+        f"{options['backbone']}, {options['image_size']} px, {options['precision']}, batch {batch}"
+        f"{saving}: {batch // cards} images on each of {cards} cards; GiB per card at a step's peak"
     )
     ways = [line for name, found in fits.items() for line in _ways(name, found)]
     return "\n".join([title, "", display.table(headers, rows), "", *ways, limits])
@@ -98,6 +106,8 @@ def _ways(name: str, found: Fit) -> list[str]:
         "batch": "at most {0.batch_per_card} images per card (batch {0.batch_size})",
         "precision": "{0.precision}",
         "cards": "{0.cards} cards ({0.batch_per_card} images each)",
+        "checkpointing": "--checkpointing (blocks computed again)",
+        "chunk": "--chunk {0.chunk} (gradient caching)",
     }
     lines = [f"{name} would fit with:"] if found.ways else [f"{name}: nothing tried makes it fit"]
     lines += [f"  {words[way.change].format(way.step)}: {_gb(way.estimate)}" for way in found.ways]
