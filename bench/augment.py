@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import compiling
 from bench.colour import (
     adjust_brightness,
     adjust_contrast,
@@ -267,7 +268,7 @@ def color_jitter(
             orders = host.permutations(4)
         else:
             orders = torch.arange(4).expand(len(draws), 4)
-        return jitter(images, factors, orders, applied=host.bernoulli(p))
+        return compiling.jitter(images, factors, orders, applied=host.bernoulli(p))
 
     return view
 
