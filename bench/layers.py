@@ -56,9 +56,29 @@ def ema_update(average: nn.Module, module: nn.Module, momentum: float) -> None:
 
     Buffers are copied. `average` is a deep copy of `module`, so that their tensors pair up.
     """
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1.0 - momentum)
-    for copy, buffer in zip(average.buffers(), module.buffers(), strict=True):
-        copy.copy_(buffer)
+    averages, copies = _tensors(average)
+    parameters, buffers = _tensors(module)
+    torch._foreach_lerp_(averages, parameters, 1.0 - momentum)
+    torch._foreach_copy_(copies, buffers)
+
+
+def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters and the buffers, each once, in an order that the structure decides.
+
+    `module.parameters()` and `module.buffers()` take longer than the average itself.
+    """
+    parameters: dict[int, Tensor] = {}
+    buffers: dict[int, Tensor] = {}
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        each = waiting.pop()
+        if each is not None:
+            for found, own in ((parameters, each._parameters), (buffers, each._buffers)):
+                for tensor in own.values():
+                    if tensor is not None:
+                        found[id(tensor)] = tensor
+            waiting += each._modules.values()
+    return list(parameters.values()), list(buffers.values())
 
 
 def ema_momentum(momentum: float, half_life_epochs: float | None, steps_per_epoch: int) -> float:

@@ -79,6 +79,30 @@ def test_ema_moves_parameters_and_copies_buffers() -> None:
     assert int(average[0].num_batches_tracked) == 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_ema_gives_the_bits_of_a_loop_over_tensors(seed: int) -> None:
+    torch.manual_seed(seed)
+    shared, norm = nn.Linear(7, 7), nn.BatchNorm1d(7, affine=False)
+    module = nn.ModuleDict({"net": nn.Sequential(shared, norm, nn.Sequential(shared), nn.GELU())})
+    module.register_module("absent", None)
+    module.net.register_buffer("queue", torch.randn(5))
+    average = copy.deepcopy(module).requires_grad_(False)
+    expected = copy.deepcopy(average)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            module.net(torch.randn(8, 7))
+            for slow, fast in zip(expected.parameters(), module.parameters(), strict=True):
+                slow.lerp_(fast, 1.0 - 0.99)
+            for slow, fast in zip(expected.buffers(), module.buffers(), strict=True):
+                slow.copy_(fast)
+            ema_update(average, module, 0.99)
+    found, wanted = average.state_dict(), expected.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_half_life_decides_the_momentum_whatever_the_steps() -> None:
     for steps in (9, 97):
         assert ema_momentum(0.5, 0.7, steps) ** (0.7 * steps) == pytest.approx(0.5)
