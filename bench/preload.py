@@ -6,8 +6,6 @@ Imports only: one torch operation here would leave threads that a forked child w
 from __future__ import annotations
 
 import safetensors.torch  # noqa: F401
-import sklearn.datasets
-import sklearn.linear_model  # noqa: F401
 import timm  # noqa: F401
 import torch
 import torch.distributed  # noqa: F401
