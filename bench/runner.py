@@ -110,6 +110,7 @@ def carry_out(
         else:
             finished(spec, kept, True)
     _refuse_leased(pending, options)
+    pending.sort(key=lambda spec: spec.plugin is None)  # what trains nothing waits: it takes long
     jobs = options.jobs or default_jobs(options.device)
     active: dict[int, Active] = {}
     stop: list[int] = []
