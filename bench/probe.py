@@ -6,11 +6,13 @@ The planner imports neither torch nor plugins; it reads the JSON that this proce
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,17 @@ def fork_server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.preload"])
     return context
+
+
+def start_server(*meanwhile: str) -> None:
+    """Start the fork server, and import the modules `meanwhile` here while it imports torch.
+
+    Without this the first process that is asked for starts it, and waits.
+    """
+    fork_server()
+    forkserver.ensure_running()
+    for module in meanwhile:
+        importlib.import_module(module)
 
 
 def probe(

@@ -27,7 +27,7 @@ from bench.plan import (
     plan,
     with_floors,
 )
-from bench.probe import probe
+from bench.probe import probe, start_server
 from bench.training_flops import Training
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def prepare(
     wanted = parse_seeds(seeds) if seeds else list(chosen.seeds[:QUICK_SEEDS])
     by_method = parse_settings(settings, [manager.method_name(r) for r in asked])
     names = [manager.method_name(request) for request in requests]
+    start_server("bench.console", "bench.publish")  # which `execute` needs
     if set(names) - {RAW_PIXELS}:
         found = precision.resolve(chosen, device)  # before an open track's rows choose
         chosen = override(standard, **{**(overrides or {}), "precision": found})
