@@ -64,9 +64,16 @@ def _one_thread() -> None:
 class Training:
     """A SimCLR step on one core, from uint8 images or from views that are ready."""
 
-    def __init__(self, name: str = "test_resnet", batch: int = BATCH, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        name: str = "test_resnet",
+        batch: int = BATCH,
+        *,
+        bf16: bool = False,
+        stem: dict[str, Any] | None = None,
+    ) -> None:
         torch.manual_seed(0)
-        backbone = build({"name": name, "args": {}, "stem": None}, SIZE)
+        backbone = build({"name": name, "args": {}, "stem": stem}, SIZE)
         self.model = simclr.SimCLR(backbone, CONFIG).to(memory_format=torch.channels_last)
         self.bf16 = bf16
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, fused=True)
