@@ -59,7 +59,8 @@ def ema_update(average: nn.Module, module: nn.Module, momentum: float) -> None:
     averages, copies = _tensors(average)
     parameters, buffers = _tensors(module)
     torch._foreach_lerp_(averages, parameters, 1.0 - momentum)
-    torch._foreach_copy_(copies, buffers)
+    if copies:  # LayerNorm has none, and torch refuses an empty list
+        torch._foreach_copy_(copies, buffers)
 
 
 def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

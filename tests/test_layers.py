@@ -234,3 +234,13 @@ def test_batch_norm_over_processes_has_second_derivatives(monkeypatch: pytest.Mo
     norm = group_batch_norm(nn.Sequential(nn.BatchNorm2d(3).double()))
     shown = images(2)[:, :, :2, :2].clone().requires_grad_()
     assert torch.autograd.gradgradcheck(lambda x: norm(x).tanh(), (shown,))
+
+
+def test_an_average_of_a_module_without_buffers() -> None:
+    module = nn.Linear(2, 2)
+    average = copy.deepcopy(module)
+    before = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight += 1
+        ema_update(average, module, 0.75)
+    assert torch.allclose(average.weight, before + 0.25)
