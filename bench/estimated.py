@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -64,16 +63,20 @@ def estimator() -> Iterator[Estimator]:
 
 
 def largest_batch(estimate: Estimator, plugin: str, spec: Spec, card_bytes: int) -> int | None:
-    """Return the images per card, a multiple of UNIT and of the spec's chunk, of the largest batch
-    that is estimated to fit a card; 0 if none does, None where it cannot be estimated."""
-    unit = math.lcm(UNIT, (spec.chunk or spec.cards) // spec.cards)
+    """Return the images per card, a multiple of UNIT, of the largest batch that is estimated to fit
+    a card; 0 if none does, None where it cannot be estimated.
+
+    None too in chunks, which hold little more of a larger batch: there time is what limits it.
+    """
+    if spec.chunk is not None:
+        return None
     try:
         found = fitting.largest(
-            lambda units: estimate(plugin, spec, units * unit),
+            lambda units: estimate(plugin, spec, units * UNIT),
             card_bytes,
-            start=spec.batch_per_card // unit,
-            most=min(MOST, memory.IMAGES // spec.cards) // unit,
+            start=spec.batch_per_card // UNIT,
+            most=min(MOST, memory.IMAGES // spec.cards) // UNIT,
         )
     except UserError:
         return None
-    return found[0] * unit if found else 0
+    return found[0] * UNIT if found else 0
