@@ -35,11 +35,18 @@ def gratings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels.clip(0, 255).astype(np.uint8)[:, None], labels
 
 
-def dataset(train: int = 240, validation: int = 60, test: int = 60) -> Dataset:
+Draw = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+"""(count, seed) -> images and labels of six classes."""
+
+
+def dataset(
+    train: int = 240, validation: int = 60, test: int = 60, draw: Draw = gratings
+) -> Dataset:
     """Return a data set with a validation split of its own."""
-    parts = {"train": gratings(train, 1), "val": gratings(validation, 2), "test": gratings(test, 3)}
+    sizes = {"train": train, "val": validation, "test": test}
+    parts = {name: draw(count, seed) for seed, (name, count) in enumerate(sizes.items(), 1)}
     return Dataset(
-        "gratings",
+        draw.__name__,
         {split: images for split, (images, _) in parts.items()},
         {split: labels for split, (_, labels) in parts.items()},
         tuple("abcdef"),

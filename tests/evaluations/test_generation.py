@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from subjects import CLASSES, SIZE, subject
+from subjects import CLASSES, SIZE, dataset, subject
 
 from bench import evaluations, features, judge
 from bench.data import Dataset
@@ -30,17 +30,7 @@ def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def data(train: int = 480, validation: int = 240, test: int = 240) -> Dataset:
-    sizes = {"train": train, "val": validation, "test": test}
-    parts = {name: squares(count, seed) for seed, (name, count) in enumerate(sizes.items(), 1)}
-    return Dataset(
-        "squares",
-        {split: images for split, (images, _) in parts.items()},
-        {split: labels for split, (_, labels) in parts.items()},
-        tuple("abcdef"),
-        "made here",
-        "made here",
-        sha256="",
-    )
+    return dataset(train, validation, test, draw=squares)
 
 
 @pytest.fixture(scope="module")
