@@ -53,7 +53,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     import torch
     import torch.distributed as dist
 
-    from bench import ENGINE, backbones, cards, data, manager, recompute, sampling
+    from bench import ENGINE, backbones, cards, data, heap, manager, recompute, sampling
     from bench.data import resize
     from bench.engine import Trainer
     from bench.identity import digest, stream
@@ -61,6 +61,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
 
     spec = orders["spec"]
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+    heap.keep_freed_memory()  # on CUDA it is no fork of the worker
     torch.set_num_threads(spec["threads"])
     if world > 1:
         _join(folder, rank, world, orders["device"])

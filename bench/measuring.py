@@ -76,10 +76,11 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     import numpy as np
     import torch
 
-    from bench import backbones, cards, gauge, manager, recompute
+    from bench import backbones, cards, gauge, heap, manager, recompute
     from bench.identity import stream
 
     spec, settings = orders["spec"], orders["settings"]
+    heap.keep_freed_memory()
     torch.set_num_threads(spec["threads"])
     pretend_cards(spec["cards"])
     torch.manual_seed(stream(0, "init"))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import confine, processes
+from bench import confine, heap, processes
 from bench.childlog import CappedLog
 from bench.errors import UserError
 from bench.files import write_atomically
@@ -76,6 +76,7 @@ def main(folder: str | Path) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda received, _: stop.append(received))
     confine.adopt_orphans()
+    heap.keep_freed_memory()
     with _lease(folder):
         attempts = _count_attempt(folder)
         begun = time.monotonic()
