@@ -612,6 +612,18 @@ def test_each_way_takes_turns_with_the_plain_step(tmp_path, described, monkeypat
     assert "T (small, chunks of 4, recomputed)" in (tmp_path / "cost.md").read_text()
 
 
+def test_a_methods_plain_step_comes_first():
+    ways = ({"checkpointing": True}, {"chunk": 64}, {}, {"chunk": 64, "checkpointing": True})
+    lines = cost_page.render([guess(cell(**way)) for way in ways]).splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("| One")]
+    assert [row.partition("(")[2].rstrip(")") for row in rows] == [
+        "",
+        "chunks of 64",
+        "chunks of 64, recomputed",
+        "recomputed",
+    ]
+
+
 def test_ways_have_a_largest_batch_of_their_own(tmp_path, described, monkeypatch):
     """An image takes 1 GiB, half of that with recomputed blocks: the card has 20 GiB. In chunks
     memory sets no limit that is worth a search."""
