@@ -191,7 +191,7 @@ class Tracer(Trainer):
             precision=step.precision,
             world=world_size(),
             chunk=step.chunk,
-            recomputation=recompute.Recomputation(backbone) if step.checkpointing else None,
+            recomputation=recompute.enable(backbone, step.backbone) if step.checkpointing else None,
             defer_finite_check=True,  # as on a card
         )
 
@@ -321,8 +321,6 @@ def trace(step: Step, folder: Path) -> Estimate:
     torch.manual_seed(0)
     spec = {"name": step.backbone, "args": dict(step.args), "stem": step.stem}
     backbone = backbones.build(spec, step.image_size)
-    if step.checkpointing:
-        recompute.enable(backbone, step.backbone)
     with _processes(step.cards):
         tracer = Tracer(step, backbone, step.classes if card.uses_labels else None, folder)
         tracer.place(backbone)

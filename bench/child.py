@@ -89,8 +89,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     backbone = backbones.build(spec["backbone"], spec["image_size"])
     recomputation = None
     if spec.get("checkpointing"):
-        recompute.enable(backbone, spec["backbone"]["name"])
-        recomputation = recompute.Recomputation(backbone)
+        recomputation = recompute.enable(backbone, spec["backbone"]["name"])
     device = _device(orders["device"], rank)
     trainer = Trainer(
         images,

@@ -88,8 +88,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     backbone = backbones.build(spec["backbone"], spec["image_size"])
     recomputation = None
     if spec["checkpointing"]:
-        recompute.enable(backbone, spec["backbone"]["name"])
-        recomputation = recompute.Recomputation(backbone)
+        recomputation = recompute.enable(backbone, spec["backbone"]["name"])
     plugin = manager.load(orders["plugin"])
     card = plugin.call("describe")
     config = cards.config_object(card, spec["config"])

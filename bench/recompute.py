@@ -16,8 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from bench.errors import Unsupported, UserError
 
 
-def enable(backbone: nn.Module, name: str) -> None:
-    """Let a timm model recompute its blocks.
+def enable(backbone: nn.Module, name: str) -> Recomputation:
+    """Let a timm model recompute its blocks; return what watches whether a run does.
 
     Args:
         name: what an error calls the model.
@@ -32,6 +32,7 @@ def enable(backbone: nn.Module, name: str) -> None:
             f"timm's {name} cannot compute its activations again; leave --checkpointing out, or "
             "take another backbone"
         ) from None
+    return Recomputation(backbone)
 
 
 class Recomputation:

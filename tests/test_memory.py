@@ -328,8 +328,7 @@ def real_peak(folder: Path, plugin: str, recipe: str, backbone: str, batch: int,
         backbone_ = backbones.build({"name": backbone, "args": {}, "stem": None}, 32)
         engine = {"chunk": way.get("chunk")}
         if way.get("checkpointing"):
-            recompute.enable(backbone_, backbone)
-            engine["recomputation"] = recompute.Recomputation(backbone_)
+            engine["recomputation"] = recompute.enable(backbone_, backbone)
         options = engine | {"steps": 3, "batch_size": batch, "seed": 0, "folder": folder}
         trainer = Trainer(pixels, None, None, **options)
         trainer.place(backbone_)
@@ -387,7 +386,8 @@ def test_the_largest_batch_is_the_one_that_trying_all_finds(memory, batch):
     step = Step("any", "any", 32, batch, cards=1)
     found = fitting.fit(step, memory, ask)
     assert not found.fits
-    assert found.estimates == len(made) < 20
+    assert found.estimates == len(made)
+    assert sum(not (step.chunk or step.checkpointing) for step in made) < 14
     unit = 8
     fitting_sizes = [
         size

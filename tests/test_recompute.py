@@ -47,8 +47,7 @@ class Squares(nn.Module):
 def train(folder: Path, model: nn.Module, *, again: bool, **more: Any) -> nn.Module:
     watched = None
     if again:
-        recompute.enable(model.backbone, "mine")
-        watched = recompute.Recomputation(model.backbone)
+        watched = recompute.enable(model.backbone, "mine")
     engine = trainer(folder, recomputation=watched, **more)
     after_step = getattr(model, "after_step", None)
     views = (jitter, jitter) if hasattr(model, "embed") else (jitter,)

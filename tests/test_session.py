@@ -115,7 +115,7 @@ def test_unknown_backbone_is_refused_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="^no timm model 'resnet81'; did you mean"):
+    with pytest.raises(UserError, match=r"^no timm model 'resnet81'; did you mean"):
         prepare("random_init", overrides={"backbone": "resnet81"})
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,6 @@ import torch
 from bench_plugins import simclr
 from test_ratios import ratio
 
-from bench import recompute
 from bench.backbones import build
 from bench.buffers import kept
 from bench.chunking import cached_backward
@@ -27,7 +26,7 @@ def step(*, chunk: int | None = None, again: bool = False) -> Callable[[], None]
     torch.manual_seed(0)
     backbone = build({"name": "test_resnet", "args": {}, "stem": None}, SIZE)
     if again:
-        recompute.enable(backbone, "test_resnet")
+        backbone.set_grad_checkpointing(True)
     model = simclr.SimCLR(backbone, simclr.Config()).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     layout = torch.channels_last
