@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from bench import augment
+from bench.seeing import see
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(12, 3, 20, 24, generator=GENERATOR)
@@ -178,3 +179,20 @@ def test_gray_images_stay_gray_and_lose_only_colour() -> None:
     colour = augment.color_jitter(0, 0, 0.9, 0.5, p=1.0)
     assert torch.allclose(colour(gray, augment.Draws.of(gray, 2)), gray, atol=1e-6)
     assert torch.allclose(augment.grayscale(1.0)(gray, augment.Draws.of(gray, 3)), gray, atol=1e-6)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_step_sees_views_from_minus_one_to_one_and_leaves_the_images(gray: bool) -> None:
+    """An identity returns the very tensor that all views share, and gray ones one plane thrice."""
+    images = SQUARE[:, :1].expand(-1, 3, -1, -1) if gray else SQUARE
+    images = images.clone(memory_format=torch.channels_last)  # where a copy is easily forgotten
+    before = images.clone()
+    flip = augment.compose(augment.horizontal_flip(p=1.0))
+    views = (augment.identity, flip, augment.horizontal_flip(p=1.0))
+    seen = see(views, images, augment.Draws.of(images, 0, gray=gray))
+    assert torch.equal(images, before)
+    for found, expected in zip(seen, (before, before.flip(3), before.flip(3)), strict=True):
+        assert torch.equal(found, expected * 2 - 1)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        found.zero_()
+    assert torch.equal(images, before)

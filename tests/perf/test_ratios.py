@@ -18,7 +18,7 @@ import torch
 from bench_plugins import simclr
 from torch import Tensor
 
-from bench import augment, data
+from bench import augment, data, heap
 from bench.backbones import build
 from bench.evaluations import knn, linear_probe
 from bench.evaluations.logistic import solve, standardiser
@@ -57,8 +57,9 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _as_in_a_run() -> None:
     torch.set_num_threads(1)
+    heap.keep_freed_memory()  # for both sides: they share the process
 
 
 class Training:
