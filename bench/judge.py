@@ -186,21 +186,21 @@ def read_samples(
 
 
 def write_sheets(folder: Path, subject: Subject) -> None:
-    """Write the sheets of what a method drew, if it drew, into the run's folder."""
+    """Write the sheets of what a method drew, under the protocol's hash, into the run's folder."""
     import torch
 
     from bench import sheets
     from bench.features import coarse
 
-    for samples in list(subject.samples.values())[:1]:
-        sheets.write(folder, "samples", sheets.grid(samples.images))
+    for protocol, samples in subject.samples.items():
+        sheets.write(folder, f"samples.{protocol}", sheets.grid(samples.images))
         train, some = subject.images("train"), samples.images[: sheets.NEIGHBOURS]
         channels = train.shape[1]
         shown, known = (coarse(x, channels).flatten(1) for x in (some, train))
         nearest = train[torch.cdist(shown, known).argmin(1).numpy()]
         if nearest.shape[1] == 1:
             nearest = nearest.repeat(3, axis=1)
-        sheets.write(folder, "neighbours", sheets.neighbours(some, nearest))
+        sheets.write(folder, f"neighbours.{protocol}", sheets.neighbours(some, nearest))
 
 
 def data_facts(dataset: Dataset, split: Split, test: bool) -> dict[str, Any]:

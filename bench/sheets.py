@@ -96,7 +96,8 @@ def write(folder: Path, name: str, png: bytes) -> None:
 def planned(runs_dir: Path, results: Iterable[Result]) -> dict[str, dict[str, Path]]:
     """Return the sheets of each method's first seed: track -> published file name -> its source.
 
-    A run whose folder is gone has none, and leaves what was published before.
+    Of samples, those of the protocols in the result: a claim may have drawn others from the same
+    run. A run whose folder is gone has none, and leaves what was published before.
     """
     first: dict[tuple[str, str], Result] = {}
     for result in results:
@@ -107,7 +108,9 @@ def planned(runs_dir: Path, results: Iterable[Result]) -> dict[str, dict[str, Pa
     found: dict[str, dict[str, Path]] = {}
     for (track, method), result in sorted(first.items()):
         for file in sorted((runs_dir / result.run_id / FOLDER).glob("*.png")):
-            found.setdefault(track, {})[f"{method}-{file.stem}.png"] = file
+            name, _, protocol = file.stem.partition(".")
+            if not protocol or protocol in result.evaluations:
+                found.setdefault(track, {})[f"{method}-{name}.png"] = file
     return found
 
 

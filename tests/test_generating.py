@@ -14,7 +14,7 @@ import small_runs
 import synthetic_results
 from test_defects import carry_out, defect
 
-from bench import publish, results, session
+from bench import publish, results, session, sheets
 from bench.plan import RunSpec
 from bench.runner import Options
 from bench.sampling import file_name
@@ -55,8 +55,11 @@ def test_samples_are_drawn_kept_and_measured(folder: Path, first: results.Result
     assert measured.chosen["sampling"] == {"scale": 1.0}
     assert {"kid", "fd", "precision", "recall", "memorisation"} <= set(measured.metrics)
     assert first.cost.sampling_seconds > 0
-    sheets = folder / "runs" / first.run_id / "sheets"
-    assert {path.name for path in sheets.iterdir()} == {"samples.png", "neighbours.png"}
+    drawn = folder / "runs" / first.run_id / "sheets"
+    assert {path.name for path in drawn.iterdir()} == {
+        f"samples.{key}.png",
+        f"neighbours.{key}.png",
+    }
 
 
 def test_other_sampling_settings_reuse_the_training(folder: Path, first: results.Result) -> None:
@@ -64,6 +67,7 @@ def test_other_sampling_settings_reuse_the_training(folder: Path, first: results
     before = (place / "metrics.jsonl").read_bytes()
     old_key, _ = entry(first)
     old = np.load(place / file_name(old_key))
+    shown = published_sheet(folder, first)
     (folder / "runs" / "results" / first.track / f"{first.run_id}.json").unlink()
     spec = planned(GAN, folder, sampling={"scale": 0.25, "steps": 7})
     again = carry_out([spec], folder / "runs")["own_loop_gan"]
@@ -75,6 +79,15 @@ def test_other_sampling_settings_reuse_the_training(folder: Path, first: results
     assert again.cost.train_seconds == first.cost.train_seconds
     assert (place / "metrics.jsonl").read_bytes() == before
     assert (np.load(place / file_name(key)) != old).any()
+    assert published_sheet(folder, first) == shown
+    assert published_sheet(folder, again) != shown
+
+
+def published_sheet(folder: Path, result: results.Result) -> bytes:
+    """Return the samples that a board with this result shows."""
+    planned = sheets.planned(folder / "runs", [result])[result.track]
+    assert set(planned) == {"own_loop_gan-samples.png", "own_loop_gan-neighbours.png"}
+    return planned["own_loop_gan-samples.png"].read_bytes()
 
 
 def test_the_same_samples_come_from_the_same_run(folder: Path, first: results.Result) -> None:
@@ -133,5 +146,6 @@ def test_the_working_board_shows_the_samples(tmp_path: Path) -> None:
         options,
     )
     (name,) = re.findall(r"\]\((sheets/[^)]*-samples\.png)\)", shown.read_text())
-    source = options.runs_dir / carried.run_id / "sheets" / "samples.png"
+    drawn = options.runs_dir / carried.run_id / "sheets"
+    (source,) = drawn.glob("samples.*.png")
     assert (shown.parent / name).read_bytes() == source.read_bytes()
