@@ -84,17 +84,20 @@ SMALL_COLOR = replace(SMALL, flip=True)
 class Autoencoder(nn.Module):
     """The first stage: images (B, 3, H, H) to latents (B, C, h, h) and back."""
 
-    def __init__(self, backbone: nn.Module, config: Config, image_size: int) -> None:
+    def __init__(self, backbone: nn.Module, config: Config, engine: Engine) -> None:
         super().__init__()
         self.backbone, self.kl_weight = backbone, config.kl_weight
-        channels = config.latent_channels
+        image_size, channels = engine.image_size, config.latent_channels
+        self.planes = 1 if engine.gray else 3  # gray latents that no image has decode to gray
         side, width = max(1, image_size // config.factor), 4 * config.decoder_width
         self.encoder = MapEncoder(
             backbone, image_size, kind=config.encoder, side=side, outputs=2 * channels, width=width
         )
         self.side = self.encoder.side
         sides = doublings(image_size, self.side)
-        self.decoder = Decoder(channels, sides, width=config.decoder_width, blocks=config.blocks)
+        self.decoder = Decoder(
+            channels, sides, width=config.decoder_width, outputs=self.planes, blocks=config.blocks
+        )
         self.register_buffer("shown", torch.zeros(8, 3, image_size, image_size))  # picture
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,10 +109,11 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss per value, and of it the mean absolute error of the reconstruction."""
         latents, mean, log_var = self.encode(images)
-        error = F.l1_loss(self.decoder(latents).to(images.dtype), images)
+        error = F.l1_loss(self.decoder(latents).to(images.dtype), images[:, : self.planes])
         divergence = kl_standard_normal(mean.flatten(1), log_var.flatten(1)).mean()
         self.shown[: len(images)] = images[:8]
-        return error + self.kl_weight * divergence / images[0].numel(), error.detach()
+        values = self.planes * images[0, 0].numel()
+        return error + self.kl_weight * divergence / values, error.detach()
 
 
 class LDM(nn.Module):
@@ -130,7 +134,7 @@ class LDM(nn.Module):
     def decode(self, scaled: Tensor) -> Tensor:
         """Return images in [-1, 1] of scaled latents, 250 at a time."""
         parts = [self.autoencoder.decoder(part / self.scale) for part in scaled.split(250)]
-        return torch.cat(parts).clamp(-1, 1).contiguous()
+        return torch.cat(parts).clamp(-1, 1).expand(-1, 3, -1, -1).contiguous()
 
 
 @hookimpl
@@ -153,7 +157,7 @@ def describe() -> MethodCard:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    autoencoder = Autoencoder(group_batch_norm(backbone), config, engine.image_size)
+    autoencoder = Autoencoder(group_batch_norm(backbone), config, engine)
     model = engine.prepare(LDM(autoencoder, config, engine))
     shared: dict[str, Any] = {"schedule": config.schedule, "warmup_epochs": config.warmup_epochs}
     first_lr, lr = config.first_base_lr, config.base_lr

@@ -149,3 +149,12 @@ def test_unknown_choices_are_refused_in_one_line() -> None:
         cards.config_from(card, "small", {"encoder": "vq"})
     with pytest.raises(UserError, match="between 0 and 1"):
         cards.config_from(card, "small", {"first_stage": "1.0"})
+
+
+def test_gray_data_have_gray_samples(tmp_path: Path) -> None:
+    engine = Trainer(stored()[:, :1], None, None, steps=4, batch_size=16, seed=0, folder=tmp_path)
+    model = pretrain(engine)
+    images = ldm.generate(model, 3, None, ldm.Sampling(steps=2))
+    assert images.shape == (3, 3, 16, 16)
+    assert torch.equal(images[:, :1].expand_as(images), images)
+    assert float(images.std()) > 0
