@@ -3,9 +3,8 @@
 Paper:   Rombach et al., CVPR 2022. https://arxiv.org/abs/2112.10752
 Source:  https://github.com/CompVis/latent-diffusion
 Family:  diffusion
-Departs: the encoder is the track's backbone, whose stages an expanding path joins at the latents'
-         side; the first stage has the KL regulariser and the L1 error, but neither the perceptual
-         loss, which takes a network trained on labels, nor the adversarial one.
+Departs: the encoder is the track's backbone, joined by an expanding path at the latents' side; no
+         perceptual loss, which takes a network trained on labels, and no adversarial one.
 """
 
 from __future__ import annotations
@@ -87,18 +86,16 @@ class Autoencoder(nn.Module):
     def __init__(self, backbone: nn.Module, config: Config, engine: Engine) -> None:
         super().__init__()
         self.backbone, self.kl_weight = backbone, config.kl_weight
-        image_size, channels = engine.image_size, config.latent_channels
-        self.planes = 1 if engine.gray else 3  # gray latents that no image has decode to gray
-        side, width = max(1, image_size // config.factor), 4 * config.decoder_width
+        size, channels, width = engine.image_size, config.latent_channels, config.decoder_width
+        self.planes = planes = 1 if engine.gray else 3  # else some latents would decode to colour
+        side = max(1, size // config.factor)
         self.encoder = MapEncoder(
-            backbone, image_size, kind=config.encoder, side=side, outputs=2 * channels, width=width
+            backbone, size, kind=config.encoder, side=side, outputs=2 * channels, width=4 * width
         )
         self.side = self.encoder.side
-        sides = doublings(image_size, self.side)
-        self.decoder = Decoder(
-            channels, sides, width=config.decoder_width, outputs=self.planes, blocks=config.blocks
-        )
-        self.register_buffer("shown", torch.zeros(8, 3, image_size, image_size))  # picture
+        sides = doublings(size, self.side)
+        self.decoder = Decoder(channels, sides, width=width, outputs=planes, blocks=config.blocks)
+        self.register_buffer("shown", torch.zeros(8, 3, size, size))  # picture
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents drawn from q(z|x), and its mean and log variance, (B, C, h, h) each."""
@@ -109,11 +106,11 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss per value, and of it the mean absolute error of the reconstruction."""
         latents, mean, log_var = self.encode(images)
-        error = F.l1_loss(self.decoder(latents).to(images.dtype), images[:, : self.planes])
+        images = images[:, : self.planes]
+        error = F.l1_loss(self.decoder(latents).to(images.dtype), images)
         divergence = kl_standard_normal(mean.flatten(1), log_var.flatten(1)).mean()
         self.shown[: len(images)] = images[:8]
-        values = self.planes * images[0, 0].numel()
-        return error + self.kl_weight * divergence / values, error.detach()
+        return error + self.kl_weight * divergence / images[0].numel(), error.detach()
 
 
 class LDM(nn.Module):
@@ -170,7 +167,6 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
             loss, error = autoencoder(batch.views[0])
         engine.step(loss, first)
         engine.log(reconstruction_l1=error)
-
     autoencoder.eval()
     for batch in engine.batches(views):
         with torch.no_grad(), engine.autocast():  # the first stage stays as it is
