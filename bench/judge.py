@@ -192,11 +192,15 @@ def write_sheets(folder: Path, subject: Subject) -> None:
     from bench import sheets
     from bench.features import coarse
 
+    if not subject.samples:
+        return
+    train = subject.images("train")
+    channels = train.shape[1]
+    known = coarse(train, channels).flatten(1)
     for protocol, samples in subject.samples.items():
         sheets.write(folder, f"samples.{protocol}", sheets.grid(samples.images))
-        train, some = subject.images("train"), samples.images[: sheets.NEIGHBOURS]
-        channels = train.shape[1]
-        shown, known = (coarse(x, channels).flatten(1) for x in (some, train))
+        some = samples.images[: sheets.NEIGHBOURS]
+        shown = coarse(some, channels).flatten(1)
         nearest = train[torch.cdist(shown, known).argmin(1).numpy()]
         if nearest.shape[1] == 1:
             nearest = nearest.repeat(3, axis=1)

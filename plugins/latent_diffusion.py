@@ -87,7 +87,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.backbone, self.kl_weight = backbone, config.kl_weight
         size, channels, width = engine.image_size, config.latent_channels, config.decoder_width
-        self.planes = planes = 1 if engine.gray else 3  # else some latents would decode to colour
+        self.planes = planes = 1 if engine.gray else 3  # three would tint what is drawn
         side = max(1, size // config.factor)
         self.encoder = MapEncoder(
             backbone, size, kind=config.encoder, side=side, outputs=2 * channels, width=4 * width

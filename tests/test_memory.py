@@ -386,7 +386,7 @@ def test_the_largest_batch_is_the_one_that_trying_all_finds(memory, batch):
     step = Step("any", "any", 32, batch, cards=1)
     found = fitting.fit(step, memory, ask)
     assert not found.fits
-    assert found.estimates == len(made)
+    assert found.estimates == len(made) < 20
     assert sum(not (step.chunk or step.checkpointing) for step in made) < 14
     unit = 8
     fitting_sizes = [

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small_track
 
-from bench.errors import UserError
+from bench import cli
 from bench.session import prepare
 
 OBSERVER = """
@@ -112,12 +112,12 @@ def test_a_finished_run_is_evaluated_further(board: tuple) -> None:
 
 
 def test_unknown_backbone_is_refused_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^no timm model 'resnet81'; did you mean"):
-        prepare("random_init", overrides={"backbone": "resnet81"})
-    assert not list(tmp_path.iterdir())
+    assert cli.main(["run", "--plugins", "random_init", "--backbone", "resnet81"]) == 2
+    assert capsys.readouterr().err.startswith("Error: no timm model 'resnet81'; did you mean")
+    assert not (tmp_path / "runs" / "results").exists()
 
 
 def test_ad_hoc_track_is_the_same_wherever_its_files_lie(tmp_path: Path) -> None:
