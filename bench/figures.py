@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def cost_svg(points: Sequence[Point], *, ylabel: str = "accuracy in percent") ->
     def draw(axes) -> None:
         _draw(axes, ordered)
         axes.set_xlabel("training time of a run in seconds")
-        axes.set_ylabel(_plain(ylabel), parse_math=False)
+        axes.set_ylabel(_broken(ylabel), parse_math=False)
 
     return _svg(draw, rows_sha256(points))
 
@@ -93,7 +94,9 @@ def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
     def draw(axes) -> None:
         longest = max(len(curve.scores) for curve in ordered)
         ends = [Point(c.label, "method", 1.0, c.scores[-1], 0.0, 0.0) for c in ordered]
-        for at, (curve, place) in enumerate(zip(ordered, _apart(ends), strict=True)):
+        scores = [score for curve in ordered for score in curve.scores]
+        places = _apart(ends, scores)
+        for at, (curve, place) in enumerate(zip(ordered, places, strict=True)):
             color, style = _COLORS[at % len(_COLORS)], ("-", "--", ":")[at // len(_COLORS) % 3]
             trials = range(1, len(curve.scores) + 1)
             axes.plot(trials, curve.scores, style, color=color, linewidth=1.2, marker=".")
@@ -109,7 +112,7 @@ def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
         axes.set_xlim(0.8, longest * 1.35)
         axes.set_xticks(range(1, longest + 1))
         axes.set_xlabel("trials")
-        axes.set_ylabel(_plain(f"expected best validation score in {unit}"), parse_math=False)
+        axes.set_ylabel(_broken(f"expected best validation score in {unit}"), parse_math=False)
 
     return _svg(draw, rows_sha256(curves))
 
@@ -187,7 +190,8 @@ def _draw(axes, points: Sequence[Point]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xticks([])
-    places = _apart(points)
+    ends = [end for point in points for end in (point.low, point.accuracy, point.high)]
+    places = _apart(points, ends)
     for at, (point, place) in enumerate(zip(points, places, strict=True)):
         color = _COLORS[at % len(_COLORS)] if point.role == "method" else _GREY
         if point.seconds > 0:
@@ -222,22 +226,34 @@ def _draw(axes, points: Sequence[Point]) -> None:
         )
 
 
-def _apart(points: Sequence[Point]) -> list[float]:
-    """Return where the labels of falling points stand so that none covers one beside it."""
-    accuracies = [point.accuracy for point in points]
-    least = 0.055 * max(max(accuracies, default=0) - min(accuracies, default=0), 1.0)
+def _apart(points: Sequence[Point], shown: Sequence[float]) -> list[float]:
+    """Return where the labels of falling points stand so that none covers one beside it.
+
+    Labels move down, and where there is no room left above the lowest of `shown`, the values along
+    the axis, up.
+    """
+    lowest = min(shown, default=0)
+    least = 0.055 * max(max(shown, default=0) - lowest, 1.0)
+
+    def near(one: Point, other: Point) -> bool:
+        return max(one.seconds, other.seconds) <= 2.5 * min(one.seconds, other.seconds)
+
     places: list[float] = []
     for point in points:
-        place = point.accuracy
-        for other, taken in zip(points, places, strict=False):
-            near = max(point.seconds, other.seconds) <= 2.5 * min(point.seconds, other.seconds)
-            if near and place > taken - least:
-                place = taken - least
-        places.append(place)
+        above = [p for other, p in zip(points, places, strict=False) if near(point, other)]
+        places.append(min([point.accuracy, *(place - least for place in above)]))
+    for at in reversed(range(len(points))):
+        below = [places[i] for i in range(at + 1, len(points)) if near(points[at], points[i])]
+        places[at] = max([places[at], lowest, *(place + least for place in below)])
     return places
 
 
-def _plain(label: str) -> str:
+def _broken(label: str) -> str:
+    """Return an axis's name in lines that fit beside it."""
+    return "\n".join(textwrap.wrap(_plain(label, 120), 48))
+
+
+def _plain(label: str, most: int = 60) -> str:
     """Return a label without characters that XML, or a reader, cannot take."""
     line = " ".join(str(label).split())
-    return "".join(mark for mark in line if unicodedata.category(mark)[0] != "C")[:60]
+    return "".join(mark for mark in line if unicodedata.category(mark)[0] != "C")[:most]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
-from bench.figures import Point, cost_svg, figure_is_current, rows_sha256
+from bench.figures import Curve, Point, cost_svg, figure_is_current, rows_sha256, tuning_svg
 
 POINTS = [
     Point("ContrastNet", "method", 32.0, 92.5, 91.9, 93.1),
@@ -83,3 +85,31 @@ def test_rows_without_training_alone_are_drawn():
 
 def test_the_hash_is_that_of_the_rows():
     assert rows_sha256(POINTS) == rows_sha256(POINTS[::-1]) != rows_sha256(POINTS[:-1])
+
+
+def heights(svg: str, labels: set[str]) -> list[float]:
+    """Return where labels stand, in points from the top, sorted."""
+    found = []
+    for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        if node.text in labels:
+            moved = re.search(r"translate\([-\d.]+ ([-\d.]+)\)", node.get("transform", ""))
+            found.append(float(node.get("y") or moved[1]))
+    return sorted(found)
+
+
+def test_labels_stand_apart_however_far_the_axis_reaches():
+    """Ends that lie close together below curves, or intervals, that reach far above them."""
+    names = [f"method {letter}" for letter in "abcdef"]
+    curves = [Curve(name, (4000.0 + at, 700.0 + 10 * at)) for at, name in enumerate(names)]
+    points = [Point(c.label, "method", 200.0, c.scores[-1], 600.0, 8000.0) for c in curves]
+    for svg in (tuning_svg(curves), cost_svg(points)):
+        places = heights(svg, set(names))
+        assert len(places) == len(names)
+        assert min(b - a for a, b in itertools.pairwise(places)) > 9  # the size of the letters
+
+
+def test_a_long_name_of_the_axis_is_broken_and_not_cut():
+    unit = "KID(efficientnet_lite0) x 1000"
+    lines = texts(tuning_svg([Curve("a", (2.0, 1.0))], unit=unit))
+    assert f"expected best validation score in {unit}" in " ".join(lines)
+    assert max(map(len, lines)) <= 48  # letters of nine points along an axis of three inches
