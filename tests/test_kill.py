@@ -21,7 +21,7 @@ from bench.identity import file_sha256
 from bench.probe import fork_server
 
 METHODS = sorted(manager.installed())
-KILLS = 9  # of each method: over a hundred together
+KILLS = 7  # of each method: over a hundred together
 STEPS = 12
 REACH = 0.5  # of an undisturbed run's duration: the latest moment of a kill
 

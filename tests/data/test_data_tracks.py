@@ -21,7 +21,7 @@ import json, sys
 from bench import session
 found = {}
 for track, size in json.loads(sys.argv[1]).items():
-    overrides = {"batch_size": 4, "epochs": 1} | size
+    overrides = {"batch_size": 4, "epochs": 1, "precision": "fp32"} | size  # or all are timed
     specs = session.prepare("moco_v2,rotnet", track=track, overrides=overrides, seeds="1").specs
     found[track] = {spec.spec["method"]: spec.spec for spec in specs}
 print(json.dumps(found))
@@ -84,6 +84,7 @@ def test_every_gpu_track_plans(standins: dict[str, str], tmp_path: Path) -> None
 def test_a_gpu_track_runs_with_limits(standins: dict[str, str], tmp_path: Path) -> None:
     command = ["run", "--track", "cifar10-parity", "--plugins", "rotnet", "--limit", "16"]
     command += ["--epochs", "1", "--batch-size", "8", "--backbone", "test_resnet", "--seeds", "1"]
+    command += ["--precision", "fp32"]
     run = subprocess.run(
         [sys.executable, "-m", "bench", *command, "--device", "cpu", "--jobs", "2", "--json"],
         env=standins,
