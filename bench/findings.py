@@ -251,7 +251,7 @@ def _images(runs: Sequence[Result], metric: Metric, record: Record) -> np.ndarra
     seen = []
     for run in runs:
         entry = _entry(run, metric, record)
-        hashed = record.protocols[metric.protocol]
+        hashed = record.protocols[metric.key]
         column = Column(entry.id, entry.version, hashed, metric.name, metric.name)
         seen.append(column.answers(entry, column.num_images(run)))
     sizes = {None if answers is None else len(answers) for answers in seen}

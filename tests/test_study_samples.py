@@ -152,6 +152,25 @@ def test_each_way_of_sampling_has_its_own_protocol_and_samples(done) -> None:
     assert len({images.tobytes() for images in drawn}) == 5
 
 
+def test_a_claim_may_read_samplings_of_its_own_alone(done, tmp_path: Path) -> None:
+    claim, options = done
+    studies = records.studies_folder(options.runs_dir)
+    record, found = find(claim, studies)
+    alone = claim.model_copy(update={"contrasts": claim.contrasts[3:], "metric": None})
+    cells = [c.model_copy(update={"contrast": c.contrast - 3}) for c in record.cells]
+    changed = record.model_copy(
+        update={
+            "claim_sha256": alone.sha256,
+            "cells": [cell for cell in cells if cell.contrast >= 0],
+            "protocols": {k: v for k, v in record.protocols.items() if k != "generation"},
+        }
+    )
+    records.write(records.path(tmp_path, claim.id), changed)
+    (tmp_path / "results").symlink_to(studies / "results")
+    estimates = [finding.estimate for finding in find(alone, tmp_path)[1]]
+    assert estimates == [finding.estimate for finding in found[3:]]
+
+
 def test_a_page_of_a_study_of_samples_names_its_sides(done, tmp_path: Path) -> None:
     claim, options = done
     target = tmp_path / "studies"
