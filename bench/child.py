@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -54,13 +53,15 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     import torch.distributed as dist
 
     from bench import ENGINE, backbones, cards, data, heap, manager, recompute, sampling
+    from bench.compiled import Compiler
     from bench.data import resize
     from bench.engine import Trainer
+    from bench.files import keep_temporary_files
     from bench.identity import digest, stream
     from bench.passes import PassCounter
 
     spec = orders["spec"]
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
+    keep_temporary_files(folder / "tmp")
     heap.keep_freed_memory()  # on CUDA it is no fork of the worker
     torch.set_num_threads(spec["threads"])
     if world > 1:
@@ -91,6 +92,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     if spec.get("checkpointing"):
         recomputation = recompute.enable(backbone, spec["backbone"]["name"])
     device = _device(orders["device"], rank)
+    compiler = Compiler(device) if spec.get("compile") else None
     trainer = Trainer(
         images,
         labels,
@@ -107,16 +109,21 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         world=world,
         chunk=spec.get("chunk"),
         recomputation=recomputation,
+        compiler=compiler,
         checkpoint_seconds=orders.get("checkpoint_seconds", 60.0),
         on_checkpoint=examine,
     )
-    counter = PassCounter(backbone, spec["image_size"], trainer.meter.passes)
+    counter = PassCounter(
+        backbone, spec["image_size"], trainer.meter.passes, traced=compiler is not None
+    )
     trainer.heed_signals()
     before = _global_state(torch)
     trainer.place(backbone)
     model = plugin.call("pretrain", backbone=backbone, config=config, engine=trainer)
     changed = [name for name, value in _global_state(torch).items() if value != before[name]]
     counter.remove()
+    if compiler is not None:
+        compiler.end()
     trained = getattr(model, "backbone", None)
     if not isinstance(trained, torch.nn.Module):
         raise UserError(

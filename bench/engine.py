@@ -21,6 +21,7 @@ from bench import checkpoints
 from bench.augment import Draws, identity
 from bench.buffers import kept
 from bench.chunking import cached_backward
+from bench.compiled import Compiler
 from bench.errors import UnknownName, Unsupported, UserError
 from bench.finite import FiniteCheck
 from bench.hookspecs import Batch, View
@@ -68,6 +69,7 @@ class Trainer:
         chunk: source images over all processes that `fit` embeds at a time, a divisor of
             `batch_size`; None: the whole batch.
         recomputation: of the backbone whose activations are not kept, if any.
+        compiler: of what is prepared, if any.
         checkpoint_seconds: how often a checkpoint is due; 0 after every step.
         on_checkpoint: called with the step, outside the billed clock.
     """
@@ -90,6 +92,7 @@ class Trainer:
         world: int = 1,
         chunk: int | None = None,
         recomputation: Recomputation | None = None,
+        compiler: Compiler | None = None,
         checkpoint_seconds: float = 60.0,
         on_checkpoint: Callable[[int], None] | None = None,
         defer_finite_check: bool | None = None,
@@ -106,12 +109,11 @@ class Trainer:
         self.num_classes, self.batch_size = num_classes, batch_size
         self.steps, self.seed, self.folder = steps, seed, folder
         self.rank, self.world = rank, world
-        self.chunk, self._recomputation, self._fitting = chunk, recomputation, False
+        self.chunk, self._recomputation, self.compiler = chunk, recomputation, compiler
         self.steps_per_epoch = self.num_images // batch_size
-        self.precision = precision
+        self.precision, self.identity_hash = precision, identity_hash
         self.step_index = 0
         self.gray = images.shape[1] == 1
-        self.identity_hash = identity_hash
         self.stop_signal: int | None = None
         self.checkpoint_seconds = checkpoint_seconds
         self.on_checkpoint = on_checkpoint
@@ -120,7 +122,7 @@ class Trainer:
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._plans: dict[int, tuple[Schedule, float | None]] = {}
         self._stage = (0, steps)
-        self._log_every = max(1, steps // 100)
+        self._log_every, self._fitting = max(1, steps // 100), False
         self._order: tuple[int, np.ndarray] | None = None
         defer = self.device.type == "cuda" if defer_finite_check is None else defer_finite_check
         self._finite = FiniteCheck(self.device, world, defer=defer)
@@ -145,6 +147,8 @@ class Trainer:
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor.detach(), 0)
         self._modules[name] = module
+        if self.compiler is not None:
+            self.compiler.add(module)
         return module
 
     def place(self, module: nn.Module) -> nn.Module:
@@ -194,6 +198,8 @@ class Trainer:
             self.meter.start()
             batch = self._draw(views)
             self._seed_forward()
+            if self.compiler is not None:
+                self.compiler.begin_step()
             yield batch
             self.step_index += 1
             self._between_steps()
@@ -229,8 +235,6 @@ class Trainer:
     def log(self, **scalars: Any) -> None:
         """See `bench.hookspecs.Engine.log`."""
         self.meter.add(scalars)
-
-    # The one loop
 
     def fit(
         self,
@@ -276,7 +280,7 @@ class Trainer:
     def _in_chunks(self, model: nn.Module, views: tuple[Tensor, ...], chunk: int) -> Any:
         return cached_backward(model, views, chunk, self._seed_forward, self.autocast)
 
-    # Batches
+    # Batches and updates
 
     def _seed_forward(self, chunk: int | None = None) -> None:
         address = (self.step_index, self.rank) + (() if chunk is None else (chunk,))
@@ -308,8 +312,6 @@ class Trainer:
             self._store.announce(self._indices(step + 1))
         return Batch(seen, labels)
 
-    # Updates
-
     def _update(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         if id(optimizer) not in self._plans:
             raise UserError("step() takes an optimizer made by engine.optimizer()")
@@ -334,8 +336,6 @@ class Trainer:
         optimizer.step()
         self.meter.add({"lr": rate})
         self.meter.add_loss(loss)
-
-    # Between steps
 
     def _between_steps(self) -> None:
         """Log, heed signals, and write a checkpoint when one is due."""

@@ -13,6 +13,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BENCH_CACHE") or "~/.cache/pretrain-bench").expanduser()
 
 
+def keep_temporary_files(folder: Path) -> None:
+    """Have this process and what it starts write temporary files, and code it compiles, to a
+    folder. torch fixes its own place for code the first time that any process asks for it, and
+    those forked later inherit that: here the fork server's, which a plugin may not write to."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "compiled" / "triton")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one, whole: temp, fsync,
     rename, fsync of the folder."""

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from bench.confine import confine_writes, die_with_parent
 from bench.errors import Diverged, Unsupported, UserError
+from bench.files import keep_temporary_files
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     die_with_parent(signal.SIGKILL, int(arguments[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     orders = json.loads((folder / "cell.json").read_text())
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    keep_temporary_files(folder)
     driver = [Path("/dev"), Path.home() / ".nv"] if orders["spec"]["device"] == "cuda" else []
     confine_writes([folder, *driver], [Path(os.devnull)])
 

@@ -51,6 +51,7 @@ selecting = joined(
     ),
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
     saving,
+    click.option("--compile", is_flag=True, help="Compile networks; CUDA graphs on a card."),
     click.option("--limit", type=POSITIVE, help="Only the first N training images."),
     click.option(
         "--samples", type=POSITIVE, help="Images that generators draw, and their reference."

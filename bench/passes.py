@@ -17,9 +17,18 @@ class PassCounter:
 
     Args:
         counts: keys with_grad and without_grad, added to in place, in source-size images.
+        traced: whether the backbone is compiled. The hook then stays outside of what is: counts in
+            it would be constants, and each new one another compilation.
     """
 
-    def __init__(self, backbone: nn.Module, image_size: int, counts: dict[str, float]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int,
+        counts: dict[str, float],
+        *,
+        traced: bool = False,
+    ) -> None:
         self.counting = True
 
         def count(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -32,7 +41,8 @@ class PassCounter:
             counts["with_grad" if tracked else "without_grad"] += images.shape[0] * share
 
         layer = next((m for m in backbone.modules() if list(m.parameters(recurse=False))), backbone)
-        self._handle = layer.register_forward_pre_hook(count)
+        hook = torch.compiler.disable(count) if traced else count
+        self._handle = layer.register_forward_pre_hook(hook)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

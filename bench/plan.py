@@ -325,13 +325,14 @@ def _steps(track: Track, name: str, role: str, num_images: int, price: Price | N
 
 
 def _saving(track: Track, role: str) -> dict[str, Any]:
-    """Return which of the track's ways to save memory a run goes.
+    """Return which of the track's ways to save memory or time a run goes.
 
-    Floors train nothing that takes memory, and references learn from labels, which no chunk sees.
+    Floors train nothing that takes either, and references learn from labels, which no chunk sees.
     """
     chunk = {"chunk": track.chunk} if track.chunk and role == "method" else {}
     again = {"checkpointing": True} if track.checkpointing and role != "floor" else {}
-    return chunk | again
+    compiled = {"compile": True} if track.compile and role != "floor" else {}
+    return chunk | again | compiled
 
 
 def _split(data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:

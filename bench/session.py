@@ -43,6 +43,7 @@ CHUNK = (
     " Methods embed {} images at a time, with the gradient of the whole batch's loss; BatchNorm "
     "normalises one such chunk at a time. Floors and references are not chunked."
 )
+COMPILED = " Networks are compiled."
 CHECKPOINTING = " Backbones keep no activations of their blocks and compute them twice."
 
 
@@ -276,7 +277,8 @@ def _page(
             + stored * (track.store_size is not None)
             + PARITY * track.parity
             + (CHUNK.format(track.chunk) if track.chunk else "")
-            + CHECKPOINTING * track.checkpointing,
+            + CHECKPOINTING * track.checkpointing
+            + COMPILED * track.compile,
             "smoke": track.smoke,
             "seeds": list(track.seeds),
             "data": data_name(facts["name"]),

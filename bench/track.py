@@ -54,6 +54,7 @@ class Track:
         precision: fp32, bf16, or auto: the faster one here, see `bench.precision`.
         checkpointing: whether blocks of the backbone are computed again in the backward pass and
             not kept; floors know nothing of it.
+        compile: whether networks are compiled, see `bench.compiled`; floors know nothing of it.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Track:
     parity: bool = False
     chunk: int | None = None
     checkpointing: bool = False
+    compile: bool = False
     division: str = "closed"
     max_parameters: int | None = None
     recipes_of: str | None = None
@@ -144,6 +146,7 @@ def override(
     threads: int | None = None,
     chunk: int | None = None,
     checkpointing: bool | None = None,
+    compile: bool | None = None,
     samples: int | None = None,
     allow_small: bool | None = None,
     sampling: Mapping[str, Any] | None = None,
@@ -168,6 +171,7 @@ def override(
         (None, "threads", threads),
         (None, "chunk", chunk),
         (None, "checkpointing", checkpointing),
+        (None, "compile", compile),
     ):
         if value is not None:
             (content[table] if table else content)[key] = value

@@ -19,6 +19,7 @@ LATER = (  # keys that a release added, left out where they say nothing, so that
     "parity",
     "chunk",
     "checkpointing",
+    "compile",
     "division",
     "max_parameters",
     "recipes_of",
@@ -185,6 +186,13 @@ class _Content(_Table):
     smaller: list[str] = []
     chunk: int | None = Field(default=None, ge=2)
     checkpointing: bool = False
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def what_is_compiled_is_kept(self) -> _Content:
+        if self.compile and self.checkpointing:
+            raise ValueError("compile and checkpointing exclude each other; leave one out")
+        return self
 
     @model_validator(mode="after")
     def chunk_divides_the_batch(self) -> _Content:

@@ -179,6 +179,7 @@ def train(folder: Path, orders: dict[str, Any], stop: list[int]) -> Watch:
     if watch.status == "done":
         text = json.dumps({"key": _key(orders), "outcome": watch.outcome, "notes": watch.notes})
         write_atomically(folder / "outcome.json", text.encode())
+        shutil.rmtree(folder / "tmp", ignore_errors=True)  # compiled code among it
     return watch
 
 

@@ -166,6 +166,7 @@ def test_options_that_change_nothing_keep_the_track():
         {"threads": 2},
         {"chunk": 32},
         {"checkpointing": True},
+        {"compile": True},
     ],
 )
 def test_every_option_that_changes_a_track_changes_its_id(change):
@@ -443,7 +444,7 @@ def test_ways_to_save_memory_stand_in_the_specs_of_those_who_go_them():
     }
     usual = runs(methods=everyone)
     for run in usual:
-        assert not {"chunk", "checkpointing"} & set(run.spec)
+        assert not {"chunk", "checkpointing", "compile"} & set(run.spec)
     saving = runs(plan.override(standard, chunk=32, checkpointing=True), methods=everyone)
     added = [
         {key: value for key, value in run.spec.items() if key not in before.spec}
@@ -452,6 +453,8 @@ def test_ways_to_save_memory_stand_in_the_specs_of_those_who_go_them():
     assert added == [{}, {}, {"checkpointing": True}, {"chunk": 32, "checkpointing": True}]
     same = [run.run_id == before.run_id for run, before in zip(saving, usual, strict=True)]
     assert same == [True, True, False, False]
+    quick = runs(plan.override(standard, compile=True), methods=everyone)
+    assert [run.spec.get("compile") for run in quick] == [None, None, True, True]
     (sixteen,) = runs(plan.override(standard, chunk=16))
     (chunked,) = runs(plan.override(standard, chunk=32))
     assert sixteen.run_id != chunked.run_id

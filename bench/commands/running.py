@@ -96,12 +96,12 @@ def worker(run_dir: Path) -> int:
 
 def _prepare(options: dict[str, Any]) -> Any:
     """Return the session of the options, or None if no requested plugin could be loaded."""
-    from bench import budgets, session
+    from bench import budgets, compiled, session
     from bench.plan import parse_counts, parse_sampling
 
     keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit", "chunk")
     overrides = {key: options[key] for key in (*keys, "precision", "threads", "samples")}
-    overrides |= {key: options[key] or None for key in ("allow_small", "checkpointing")}
+    overrides |= {key: options[key] or None for key in ("allow_small", "checkpointing", "compile")}
     overrides["budget"] = budgets.parse(options["budget"]) if options["budget"] else None
     overrides["sampling"] = parse_sampling(options["sampling"]) or None
     options["device"] = device_of(options["device"])
@@ -109,6 +109,8 @@ def _prepare(options: dict[str, Any]) -> Any:
     given = {key: options[key] for key in (*kept, "runs_dir", "leaderboards_dir")}
     given["hand_tuned"] = parse_counts(options["hand_tuned"], _requested(options["plugins"]))
     prepared = session.prepare(**given, overrides=overrides, dev=options.get("dev", False))
+    if prepared.track.compile:
+        compiled.refuse(options["device"])
     for line in prepared.broken.values():
         click.echo(f"Error: {line}", err=True)
     return None if set(_requested(options["plugins"])) <= set(prepared.broken) else prepared
