@@ -14,6 +14,8 @@ from bench.findings import find
 from bench.records import Record
 from bench.verify import verify
 
+TRAINED = "backbone.safetensors"
+
 
 @dataclass
 class Copies:
@@ -40,8 +42,9 @@ def publish_studies(
 ) -> list[Path]:
     """Copy the records, results, trials and observations of claims; return the files written.
 
-    A board's published result is not copied a second time. All is checked before the first byte is
-    written.
+    A board's published result is not copied a second time, unless the claim has evaluations of the
+    same training that the board has not, as of other samples. All is checked before the first byte
+    is written.
 
     Raises:
         UserError: a claim has no verdict yet, or a file it rests on is damaged, contradicts itself,
@@ -90,10 +93,12 @@ def _results(
                 raise UserError(f"nothing published: {run_id}: {fault}")
             board = target.parent / "results" / cell.track / file.name
             if kind == "results" and board.is_file():
-                if results.read(board).artifacts == result.artifacts:
+                shown = results.read(board)
+                if shown.artifacts.get(TRAINED) != result.artifacts.get(TRAINED):
+                    raise UserError(
+                        f"nothing published: the board has another run as {run_id}; publish the "
+                        f"board of {cell.track} first"
+                    )
+                if shown.evaluations.keys() >= set(record.protocols.values()):
                     continue
-                raise UserError(
-                    f"nothing published: the board has another run as {run_id}; publish the "
-                    f"board of {cell.track} first"
-                )
             copies.add(file, target / kind / cell.track / file.name, force=force)

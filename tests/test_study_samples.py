@@ -10,8 +10,9 @@ import pytest
 import small_runs
 
 from bench import claim as claims_
-from bench import claims, contrasts, records, results, studying, sweeps
+from bench import claims, contrasts, published_studies, records, results, studying, sweeps
 from bench.claim import Claim
+from bench.errors import UserError
 from bench.findings import find
 from bench.runner import Options
 
@@ -169,6 +170,37 @@ def test_a_claim_may_read_samplings_of_its_own_alone(done, tmp_path: Path) -> No
     (tmp_path / "results").symlink_to(studies / "results")
     estimates = [finding.estimate for finding in find(alone, tmp_path)[1]]
     assert estimates == [finding.estimate for finding in found[3:]]
+
+
+def test_a_run_of_the_board_is_published_with_what_a_claim_drew_from_it(
+    done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The board has the same training, and other samples of it."""
+    claim, options = done
+    monkeypatch.setattr(published_studies, "load_claim", lambda name: claim)
+    studies = records.studies_folder(options.runs_dir)
+    record, found = find(claim, studies)
+    cell = next(cell for cell in record.cells if cell.method == "ddpm")
+    whole = results.read(records.find_result(studies, cell.track, cell.runs["0"]))
+
+    def on_the_board(sha256: str) -> Path:
+        samples = {name: a for name, a in whole.artifacts.items() if not name.startswith("samples")}
+        weights = samples["backbone.safetensors"].model_copy(update={"sha256": sha256})
+        artifacts = samples | {"backbone.safetensors": weights}
+        own = {record.protocols["generation"]: whole.evaluations[record.protocols["generation"]]}
+        target = tmp_path / sha256[:4]
+        results.write(
+            target / "results" / cell.track / f"{whole.run_id}.json",
+            whole.model_copy(update={"artifacts": artifacts, "evaluations": own}),
+        )
+        return target
+
+    target = on_the_board(whole.artifacts["backbone.safetensors"].sha256)
+    published_studies.publish_studies(options.runs_dir, target, [claim.id])
+    again = find(claim, target / "studies")[1]
+    assert [finding.estimate for finding in again] == [finding.estimate for finding in found]
+    with pytest.raises(UserError, match="the board has another run as"):
+        published_studies.publish_studies(options.runs_dir, on_the_board("0" * 64), [claim.id])
 
 
 def test_a_page_of_a_study_of_samples_names_its_sides(done, tmp_path: Path) -> None:
