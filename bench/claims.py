@@ -21,6 +21,7 @@ from bench.results import write_text
 PAGE = "claims.md"
 FOLDER = "studies"
 LONG = 2000
+MORE_DECIMALS = 4  # of an interval, at most
 OPENING = (
     "What the lecture says, sentence by sentence, and what our own runs say of it. Each claim was "
     "written down with its contrast, the smallest effect worth the name (delta), its seeds and "
@@ -69,6 +70,14 @@ def write(leaderboards_dir: Path) -> list[Path]:
     for claim, findings in _all(leaderboards_dir):
         written += sweeps.write(leaderboards_dir, claim, findings)
     return written
+
+
+def names(leaderboards_dir: Path) -> set[str]:
+    """Return what the page and its pictures are called, where there are studies."""
+    if not exists(leaderboards_dir):
+        return set()
+    drawn = (claim for claim, findings in _all(leaderboards_dir) if sweeps.sweeps(findings)[1])
+    return {PAGE, *map(sweeps.file_name, drawn)}
 
 
 def check(leaderboards_dir: Path) -> list[str]:
@@ -132,13 +141,19 @@ def threshold(contrast: Contrast) -> str:
 
 
 def interval(found: Estimate) -> str:
-    """Return an estimate and its interval, to the first digit of the half-width."""
+    """Return an estimate and its interval, to the first digit of the half-width.
+
+    More digits are shown where an end would read 0 that is not, since a verdict hangs on its side.
+    """
     width = (found.high - found.low) / 2
     sign = "" if found.measure == "ratio" else "+"
     if not (width > 0 and math.isfinite(width)):
         return f"{found.value:{sign}.3g}"
-    places = decimals(width)
-    low, high = (f"{edge:{sign}.{places}f}" for edge in (found.low, found.high))
+    edges, usual = (found.low, found.high), decimals(width)
+    lengths = range(usual, usual + MORE_DECIMALS)
+    clear = (n for n in lengths if all(round(edge, n) or not edge for edge in edges))
+    places = next(clear, lengths[-1])
+    low, high = (f"{edge:{sign}.{places}f}" for edge in edges)
     return f"{found.value:{sign}.{places}f} [{low}, {high}]"
 
 

@@ -184,7 +184,7 @@ def check(
     differences = list(beside.problems)
     differences += [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
     differences += claims.check(folder) + cost_page.check(folder)
-    expected = {*files, beside.claims, beside.costs}
+    expected = {*files, *claims.names(folder), beside.costs}
     for name, text in files.items():
         path = folder / name
         if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import small_runs
 
 from bench import claim as claims_
-from bench import claims, contrasts, published_studies, records, results, studying, sweeps
+from bench import claims, contrasts, publish, published_studies, records, results, studying, sweeps
 from bench.claim import Claim
 from bench.errors import UserError
 from bench.findings import find
@@ -214,6 +215,22 @@ def test_a_page_of_a_study_of_samples_names_its_sides(done, tmp_path: Path) -> N
     assert "kid below 1e+09" in page
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1.8, 4.4, "+3 [+2, +4]"),
+        (0.31, 3.1, "+1.7 [+0.3, +3.1]"),  # not +0, which would leave the verdict open
+        (-2.9, -0.04, "-1.47 [-2.90, -0.04]"),
+        (-1.2, 2.2, "+1 [-1, +2]"),
+        (0.0, 3.0, "+2 [+0, +3]"),
+    ],
+)
+def test_an_end_of_an_interval_that_is_not_0_does_not_read_0(low, high, said) -> None:
+    found = contrasts.estimate([contrasts.Cell(np.array([0.0, 1.0, 2.0]))])
+    found = dataclasses.replace(found, value=(low + high) / 2, low=low, high=high)
+    assert claims.interval(found) == said
+
+
 def test_a_metric_by_a_setting_is_drawn_and_checked(done, tmp_path: Path) -> None:
     claim, options = done
     _, found = find(claim, records.studies_folder(options.runs_dir))
@@ -226,5 +243,13 @@ def test_a_metric_by_a_setting_is_drawn_and_checked(done, tmp_path: Path) -> Non
     (path,) = sweeps.write(tmp_path, claim, found)
     assert sweeps.write(tmp_path, claim, found) == []
     assert sweeps.faults(tmp_path, claim, found) == []
+    studies = records.studies_folder(options.runs_dir)
+    (tmp_path / "studies").symlink_to(studies)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "shipped", lambda: (claim.id,))
+        patch.setattr(claims, "load_claim", lambda name: claim)
+        assert claims.write(tmp_path) == [tmp_path / "claims.md"]
+        publish.render_all(tmp_path / "results", tmp_path)
+        assert publish.check(tmp_path) == []
     path.write_text(path.read_text().replace("rows sha256: ", "rows sha256: 0"))
     assert len(sweeps.faults(tmp_path, claim, found)) == 1
