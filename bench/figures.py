@@ -145,7 +145,7 @@ def sweep_svg(
             axes.errorbar(places, means, yerr=errors, color=color, fmt=".-", capsize=2, label=label)
         axes.set_xlabel(_plain(xlabel), parse_math=False)
         if len(sweeps) > 1:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
             axes.set_ylabel(_plain(ylabel), parse_math=False)
         else:
             axes.set_ylabel(_plain(sweeps[0].label), parse_math=False)

@@ -10,7 +10,16 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
-from bench.figures import Curve, Point, cost_svg, figure_is_current, rows_sha256, tuning_svg
+from bench.figures import (
+    Curve,
+    Point,
+    Sweep,
+    cost_svg,
+    figure_is_current,
+    rows_sha256,
+    sweep_svg,
+    tuning_svg,
+)
 
 POINTS = [
     Point("ContrastNet", "method", 32.0, 92.5, 91.9, 93.1),
@@ -113,3 +122,15 @@ def test_a_long_name_of_the_axis_is_broken_and_not_cut():
     lines = texts(tuning_svg([Curve("a", (2.0, 1.0))], unit=unit))
     assert f"expected best validation score in {unit}" in " ".join(lines)
     assert max(map(len, lines)) <= 48  # letters of nine points along an axis of three inches
+
+
+def test_names_of_lines_stand_above_what_is_drawn():
+    lines = [
+        Sweep(f"method {i}", ((1.0, i, i - 1, i + 1), (2.0, i, i - 1, i + 1))) for i in range(6)
+    ]
+    svg = sweep_svg(lines, xlabel="x", ylabel="y")
+    frame = re.search(r'<g id="patch_2">\s*<path d="([^"]*)"', svg)[1]
+    top = min(float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", frame))
+    names = re.findall(r'<g id="text_\d+">\s*<text [^>]*y="([\d.]+)"[^>]*>method \d</text>', svg)
+    assert len(names) == 6
+    assert max(map(float, names)) < top
