@@ -114,7 +114,7 @@ def _finding(
 
 def _estimate(contrast: Contrast, sides: Sequence[Measured]) -> Estimate:
     if contrast.measure != "regret":
-        return contrasts.estimate(_cells(sides), contrast.measure)
+        return contrasts.estimate(_cells(sides, contrast.measure), contrast.measure)
     return contrasts.regret({(s.side.group, s.side.option): s.values for s in sides})
 
 
@@ -123,8 +123,12 @@ def _judge(contrast: Contrast, found: Estimate) -> Verdict:
     return judge(found, rule=contrast.rule, delta=contrast.delta, bounds=bounds)
 
 
-def _cells(sides: Sequence[Measured]) -> list[contrasts.Cell]:
-    """Return the cells of a contrast; sides of the same runs are one cell, seed by seed."""
+def _cells(sides: Sequence[Measured], measure: str) -> list[contrasts.Cell]:
+    """Return the cells of a contrast; sides of the same runs are one cell, seed by seed.
+
+    Raises:
+        ValueError: a ratio of values that are not above 0.
+    """
     merged: dict[tuple[str, ...], contrasts.Cell] = {}
     for side in (side for side in sides if side.side.weight):
         key = (side.cell.track, *side.cell.runs.values())
@@ -133,6 +137,12 @@ def _cells(sides: Sequence[Measured]) -> list[contrasts.Cell]:
             merged[key] = contrasts.Cell(side.values, side.images, weight)
             continue
         before = merged[key]
+        if measure != "difference":  # of a ratio, its own seed's quotient
+            if not (before.values > 0).all() or not (side.values > 0).all():
+                raise ValueError("a ratio needs values above 0")
+            quotient = before.values ** np.sign(before.weight) * side.values ** np.sign(weight)
+            merged[key] = contrasts.Cell(quotient, None, 1.0)
+            continue
         images = None
         if before.images is not None and side.images is not None:
             images = before.weight * before.images + weight * side.images

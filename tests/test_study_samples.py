@@ -11,7 +11,17 @@ import pytest
 import small_runs
 
 from bench import claim as claims_
-from bench import claims, contrasts, publish, published_studies, records, results, studying, sweeps
+from bench import (
+    claims,
+    contrasts,
+    findings,
+    publish,
+    published_studies,
+    records,
+    results,
+    studying,
+    sweeps,
+)
 from bench.claim import Claim
 from bench.errors import UserError
 from bench.findings import find
@@ -171,6 +181,19 @@ def test_a_claim_may_read_samplings_of_its_own_alone(done, tmp_path: Path) -> No
     (tmp_path / "results").symlink_to(studies / "results")
     estimates = [finding.estimate for finding in find(alone, tmp_path)[1]]
     assert estimates == [finding.estimate for finding in found[3:]]
+
+
+def test_a_ratio_of_two_samplings_of_one_training_is_taken_seed_by_seed(done) -> None:
+    _, found = find(done[0], records.studies_folder(done[1].runs_dir))
+    first, _, second = found[3].sides
+    contrast = found[3].contrast.model_copy(update={"measure": "relative"})
+    ratio = np.log(second.values / first.values)
+    estimate = findings._estimate(contrast, [first, second])
+    assert estimate.value == pytest.approx(100 * np.expm1(ratio.mean()))
+    assert estimate.seed_variance == pytest.approx(ratio.var(ddof=1))
+    below = dataclasses.replace(second, values=-second.values)
+    with pytest.raises(ValueError, match="a ratio needs values above 0"):
+        findings._estimate(contrast, [first, below])
 
 
 def test_a_run_of_the_board_is_published_with_what_a_claim_drew_from_it(
