@@ -21,7 +21,7 @@ from bench.results import write_text
 PAGE = "claims.md"
 FOLDER = "studies"
 LONG = 2000
-MORE_DECIMALS = 4  # of an interval, at most
+MORE_DECIMALS = 3  # than the half-width asks for, at most
 OPENING = (
     "What the lecture says, sentence by sentence, and what our own runs say of it. Each claim was "
     "written down with its contrast, the smallest effect worth the name (delta), its seeds and "
@@ -150,7 +150,7 @@ def interval(found: Estimate) -> str:
     if not (width > 0 and math.isfinite(width)):
         return f"{found.value:{sign}.3g}"
     edges, usual = (found.low, found.high), decimals(width)
-    lengths = range(usual, usual + MORE_DECIMALS)
+    lengths = range(usual, usual + MORE_DECIMALS + 1)
     clear = (n for n in lengths if all(round(edge, n) or not edge for edge in edges))
     places = next(clear, lengths[-1])
     low, high = (f"{edge:{sign}.{places}f}" for edge in edges)

@@ -42,7 +42,7 @@ class Compiler:
         the backbone of a momentum encoder.
         """
         for part in (module, *module.children()):
-            if not any(part is other for other in self._compiled):
+            if part not in self._compiled:
                 part.compile(mode=MODES[self.kind], dynamic=False)
                 self._compiled.append(part)
 

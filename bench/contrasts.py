@@ -128,9 +128,19 @@ def regret(places: Mapping[tuple[str, str], np.ndarray]) -> Estimate:
     return estimate([Cell(np.array(found))], "relative")
 
 
+def quotient(one: Cell, other: Cell) -> Cell:
+    """Return two cells of the same runs as one, for a ratio of both that is taken seed by seed.
+
+    Raises:
+        ValueError: values that are not above 0.
+    """
+    logs = [_logarithms(cell) for cell in (one, other)]
+    return Cell(np.exp(sum(cell.weight * cell.values for cell in logs)), None, 1.0)
+
+
 def _logarithms(cell: Cell) -> Cell:
     if not (cell.values > 0).all():
-        raise ValueError(f"a ratio needs values above 0, got {cell.values.min()!r}")
+        raise ValueError(f"a ratio needs values above 0, got {cell.values.min():g}")
     return Cell(np.log(cell.values), None, float(np.sign(cell.weight)))
 
 

@@ -123,7 +123,7 @@ def _judge(contrast: Contrast, found: Estimate) -> Verdict:
     return judge(found, rule=contrast.rule, delta=contrast.delta, bounds=bounds)
 
 
-def _cells(sides: Sequence[Measured], measure: str) -> list[contrasts.Cell]:
+def _cells(sides: Sequence[Measured], measure: str = "difference") -> list[contrasts.Cell]:
     """Return the cells of a contrast; sides of the same runs are one cell, seed by seed.
 
     Raises:
@@ -137,11 +137,8 @@ def _cells(sides: Sequence[Measured], measure: str) -> list[contrasts.Cell]:
             merged[key] = contrasts.Cell(side.values, side.images, weight)
             continue
         before = merged[key]
-        if measure != "difference":  # of a ratio, its own seed's quotient
-            if not (before.values > 0).all() or not (side.values > 0).all():
-                raise ValueError("a ratio needs values above 0")
-            quotient = before.values ** np.sign(before.weight) * side.values ** np.sign(weight)
-            merged[key] = contrasts.Cell(quotient, None, 1.0)
+        if measure != "difference":
+            merged[key] = contrasts.quotient(before, contrasts.Cell(side.values, None, weight))
             continue
         images = None
         if before.images is not None and side.images is not None:
