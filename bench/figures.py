@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from bench.identity import digest
 ROWS_MARK = "rows sha256:"
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
 _GREY = "#767676"
+_STYLES = (("o", "-"), ("s", "--"), ("^", ":"))  # of the first six methods, the next six, ...
+_WIDE, _HIGH = 400.0, 215.0  # what is drawn, in points, about
 _SETTINGS = {
     "svg.hashsalt": "bench",
     "svg.fonttype": "none",
@@ -59,6 +62,15 @@ class Sweep:
     points: tuple[tuple[float, float, float, float], ...]
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a row is drawn in every picture of its page."""
+
+    color: str
+    marker: str
+    line: str
+
+
 Rows = Sequence[Point] | Sequence[Curve] | Sequence[Sweep]
 
 
@@ -73,31 +85,64 @@ def figure_is_current(svg: str, points: Rows) -> bool:
     return found is not None and found[1] == rows_sha256(points)
 
 
-def cost_svg(points: Sequence[Point], *, ylabel: str = "accuracy in percent") -> str:
-    """Return the picture: training seconds on a logarithmic axis, accuracy with its interval."""
+def looks(labels: Iterable[str], methods: Iterable[str]) -> dict[str, Look]:
+    """Return each label's look, which depends on the names of a page's methods and on no number.
+
+    The methods have the colours in the order of their names; every other label is grey.
+    """
+    names = sorted(set(methods))
+    found = {label: Look(_GREY, "D", "-") for label in labels}
+    for at, name in enumerate(names):
+        marker, line = _STYLES[at // len(_COLORS) % len(_STYLES)]
+        found[name] = Look(_COLORS[at % len(_COLORS)], marker, line)
+    return found
+
+
+def cost_svg(
+    points: Sequence[Point],
+    *,
+    ylabel: str = "accuracy in percent",
+    methods: Iterable[str] | None = None,
+) -> str:
+    """Return the picture: training seconds on a logarithmic axis, accuracy with its interval.
+
+    Args:
+        methods: the names of the page's methods, which have the colours; None for those drawn.
+    """
     ordered = sorted(
         points, key=lambda point: (-point.accuracy, point.label, digest(asdict(point)))
     )
+    if methods is None:
+        methods = [point.label for point in points if point.role == "method"]
+    look = looks([point.label for point in points], methods)
 
     def draw(axes) -> None:
-        _draw(axes, ordered)
+        _draw(axes, ordered, look)
         axes.set_xlabel("training time of a run in seconds")
         axes.set_ylabel(_broken(ylabel), parse_math=False)
 
     return _svg(draw, rows_sha256(points))
 
 
-def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
-    """Return the picture of expected best validation scores against the number of trials."""
+def tuning_svg(
+    curves: Sequence[Curve], *, unit: str = "percent", methods: Iterable[str] | None = None
+) -> str:
+    """Return the picture of expected best validation scores against the number of trials.
+
+    Args:
+        methods: as in `cost_svg`.
+    """
     ordered = sorted(curves, key=lambda curve: (-curve.scores[-1], curve.label))
+    labels = [curve.label for curve in curves]
+    look = looks(labels, labels if methods is None else methods)
 
     def draw(axes) -> None:
         longest = max(len(curve.scores) for curve in ordered)
-        ends = [Point(c.label, "method", 1.0, c.scores[-1], 0.0, 0.0) for c in ordered]
+        ends = [curve.scores[-1] for curve in ordered]
         scores = [score for curve in ordered for score in curve.scores]
         places = _apart(ends, scores)
-        for at, (curve, place) in enumerate(zip(ordered, places, strict=True)):
-            color, style = _COLORS[at % len(_COLORS)], ("-", "--", ":")[at // len(_COLORS) % 3]
+        for curve, place in zip(ordered, places, strict=True):
+            color, style = look[curve.label].color, look[curve.label].line
             trials = range(1, len(curve.scores) + 1)
             axes.plot(trials, curve.scores, style, color=color, linewidth=1.2, marker=".")
             axes.annotate(
@@ -118,13 +163,21 @@ def tuning_svg(curves: Sequence[Curve], *, unit: str = "percent") -> str:
 
 
 def sweep_svg(
-    sweeps: Sequence[Sweep], *, xlabel: str, ylabel: str = "", digits: int | None = None
+    sweeps: Sequence[Sweep],
+    *,
+    xlabel: str,
+    ylabel: str = "",
+    digits: int | None = None,
+    methods: Iterable[str] | None = None,
 ) -> str:
     """Return the picture of metrics by a setting, on a logarithmic axis where it spans much.
 
     Args:
         digits: significant ones of the numbers along the axis; None for all.
+        methods: as in `cost_svg`.
     """
+    labels = [sweep.label for sweep in sweeps]
+    look = looks(labels, labels if methods is None else methods)
 
     def draw(axes) -> None:
         settings = sorted({point[0] for sweep in sweeps for point in sweep.points})
@@ -134,15 +187,17 @@ def sweep_svg(
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(settings, [f"{setting:g}" for setting in settings])
-        for at, sweep in enumerate(sweeps):
+        for sweep in sweeps:
             places, means, lows, highs = zip(*sweep.points, strict=True)
             errors = [
                 [mean - low for mean, low in zip(means, lows, strict=True)],
                 [high - mean for mean, high in zip(means, highs, strict=True)],
             ]
-            color = _COLORS[at % len(_COLORS)]
+            color, style = look[sweep.label].color, f".{look[sweep.label].line}"
             label = _plain(sweep.label)
-            axes.errorbar(places, means, yerr=errors, color=color, fmt=".-", capsize=2, label=label)
+            axes.errorbar(
+                places, means, yerr=errors, color=color, fmt=style, capsize=2, label=label
+            )
         axes.set_xlabel(_plain(xlabel), parse_math=False)
         if len(sweeps) > 1:
             axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
@@ -176,27 +231,31 @@ def _svg(draw: Callable[[Any], None], sha256: str) -> str:
     return f"{head}\n<!-- {ROWS_MARK} {sha256} -->\n{rest}"
 
 
-def _draw(axes, points: Sequence[Point]) -> None:
+def _draw(axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
     """Draw points with their intervals, and lines across for rows without training."""
-    trained = [point for point in points if point.seconds > 0]
-    if trained:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    trained = [point for point in points if point.seconds > 0]
+    ends = [end for point in points for end in (point.low, point.accuracy, point.high)]
+    if trained:
         seconds = [point.seconds for point in trained]
         axes.set_xscale("log")
         axes.set_xlim(min(seconds) / 1.5, max(seconds) * 2.2)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(plain)
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xticks([])
-    ends = [end for point in points for end in (point.low, point.accuracy, point.high)]
-    places = _apart(points, ends)
-    for at, (point, place) in enumerate(zip(points, places, strict=True)):
-        color = _COLORS[at % len(_COLORS)] if point.role == "method" else _GREY
+    if _spans_much(ends):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    for point, (x, y, align) in zip(points, _beside(points, ends), strict=True):
+        color, marker = look[point.label].color, look[point.label].marker
         if point.seconds > 0:
             errors = [[max(point.accuracy - point.low, 0)], [max(point.high - point.accuracy, 0)]]
-            marker = "o" if point.role == "method" else "D"
             axes.errorbar(
                 point.seconds,
                 point.accuracy,
@@ -207,44 +266,101 @@ def _draw(axes, points: Sequence[Point]) -> None:
                 capsize=2,
                 linewidth=1,
             )
-            anchor, offset, align = (point.seconds, place), (8, 0), "left"
-            transform = axes.transData
+            anchor, transform = (point.seconds, point.accuracy), axes.transData
         else:
             axes.axhline(point.accuracy, color=color, linewidth=0.8, linestyle=(0, (4, 3)))
-            anchor, offset, align = (0.005, place), (0, 4), "left"
-            transform = axes.get_yaxis_transform()
+            anchor, transform = (0.005, point.accuracy), axes.get_yaxis_transform()
         axes.annotate(
             _plain(point.label),
             anchor,
             xycoords=transform,
-            xytext=offset,
+            xytext=(x, y),
             textcoords="offset points",
             ha=align,
-            va="center_baseline" if point.seconds > 0 else "baseline",
+            va="center_baseline",
             color=color,
             parse_math=False,
         )
 
 
-def _apart(points: Sequence[Point], shown: Sequence[float]) -> list[float]:
-    """Return where the labels of falling points stand so that none covers one beside it.
+def _spans_much(values: Sequence[float]) -> bool:
+    """Return whether values are all above 0 and too far from each other for an even axis."""
+    return min(values, default=0) > 0 and max(values) > 8 * min(values)
+
+
+def _beside(points: Sequence[Point], ends: Sequence[float]) -> list[tuple[float, float, str]]:
+    """Return where each point's label stands: points right and up of it, and its alignment.
+
+    Labels are set one after the other, each at the nearest place, right or left of its point and
+    up or down from it, where it covers no label, no point and as few intervals as can be.
+    """
+    height = math.log if _spans_much(ends) else float
+    lowest, highest = (height(end(ends)) for end in (min, max))
+    scale = _HIGH / 1.1 / max(highest - lowest, 1e-9)
+    logs = [math.log(point.seconds) for point in points if point.seconds > 0]
+    left, right = (min(logs) - math.log(1.5), max(logs) + math.log(2.2)) if logs else (0.0, 1.0)
+
+    def place(point: Point) -> tuple[float, float]:
+        x = (math.log(point.seconds) - left) / (right - left) * _WIDE if point.seconds > 0 else 0.0
+        return x, (height(point.accuracy) - lowest) * scale
+
+    marks, bars = [], []
+    for point in points:
+        x, y = place(point)
+        if point.seconds > 0:
+            marks.append((x - 4, y - 4, x + 4, y + 4))
+            low, high = ((height(end) - lowest) * scale for end in (point.low, point.high))
+            bars.append((x - 2, low, x + 2, high))
+        else:
+            bars.append((0.0, y - 0.5, _WIDE, y + 0.5))
+    labels: list[tuple[float, float, float, float]] = []
+    found = []
+    for point in points:
+        x, y = place(point)
+        wide = 5.2 * len(_plain(point.label))
+        trained = point.seconds > 0
+        tried = []
+        for step in range(2 * len(points) + 3):
+            up = 4.0 * (step // 2 + step % 2) * (-1 if step % 2 else 1) + (0 if trained else 8)
+            for align in ("left", "right") if trained else ("left",):
+                start = (x + 8 if align == "left" else x - 8 - wide) if trained else 2.0
+                box = (start, y + up - 5, start + wide, y + up + 5)
+                outside = max(-start, start + wide - _WIDE - 8, 0.0)
+                cost = (
+                    1000 * sum(_meet(box, other) for other in labels)
+                    + 300 * sum(_meet(box, other) for other in marks)
+                    + 12 * sum(_meet(box, other) for other in bars)
+                    + 10 * outside
+                    + abs(up)
+                    + (3 if align == "right" else 0)
+                )
+                offset = (8.0 if align == "left" else -8.0) if trained else 0.0
+                tried.append((cost, len(tried), (offset, up, align), box))
+        _, _, chosen, box = min(tried)
+        labels.append(box)
+        found.append(chosen)
+    return found
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether two boxes, left, low, right, high, have an area in common."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _apart(ends: Sequence[float], shown: Sequence[float]) -> list[float]:
+    """Return where the labels of falling ends stand so that none covers another.
 
     Labels move down, and where there is no room left above the lowest of `shown`, the values along
     the axis, up.
     """
     lowest = min(shown, default=0)
     least = 0.055 * max(max(shown, default=0) - lowest, 1.0)
-
-    def near(one: Point, other: Point) -> bool:
-        return max(one.seconds, other.seconds) <= 2.5 * min(one.seconds, other.seconds)
-
     places: list[float] = []
-    for point in points:
-        above = [p for other, p in zip(points, places, strict=False) if near(point, other)]
-        places.append(min([point.accuracy, *(place - least for place in above)]))
-    for at in reversed(range(len(points))):
-        below = [places[i] for i in range(at + 1, len(points)) if near(points[at], points[i])]
-        places[at] = max([places[at], lowest, *(place + least for place in below)])
+    for end in ends:
+        places.append(min([end, *(place - least for place in places[-1:])]))
+    for at in reversed(range(len(ends))):
+        below = [place + least for place in places[at + 1 : at + 2]]
+        places[at] = max([places[at], lowest, *below])
     return places
 
 

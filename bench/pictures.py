@@ -77,7 +77,11 @@ def of_page(
     page: Page, pages: Sequence[Page], beside: Beside
 ) -> dict[str, tuple[figures.Rows, Callable[[Any], str]]]:
     """Return a page's pictures: file name -> what it shows, and what draws that."""
-    name, cost, tuned = page.track["id"], figures.cost_svg, figures.tuning_svg
+    name = page.track["id"]
+    methods = [r.row.title or r.method for r in page.results if r.row.role == "method"]
+    cost = partial(figures.cost_svg, methods=methods)
+    tuned = partial(figures.tuning_svg, methods=methods)
+    spent = partial(figures.sweep_svg, xlabel="training GFLOP of a run", digits=2, methods=methods)
     headline = build(page.track, page.results).headline
     ylabel = headline.title if headline is not None else ""
     if headline is not None and headline.is_distance:
@@ -86,10 +90,7 @@ def of_page(
     drawn = {
         figure_name(name): (cost_points(page), cost),
         tuning_name(name): (tuning_curves(page, beside), tuned),
-        flops_name(name): (
-            flops_curves(page, pages, beside),
-            partial(figures.sweep_svg, xlabel="training GFLOP of a run", ylabel=ylabel, digits=2),
-        ),
+        flops_name(name): (flops_curves(page, pages, beside), partial(spent, ylabel=ylabel)),
     }
     return {name: shown for name, shown in drawn.items() if shown[0]}
 

@@ -16,6 +16,7 @@ from bench.figures import (
     Sweep,
     cost_svg,
     figure_is_current,
+    looks,
     rows_sha256,
     sweep_svg,
     tuning_svg,
@@ -107,14 +108,12 @@ def heights(svg: str, labels: set[str]) -> list[float]:
 
 
 def test_labels_stand_apart_however_far_the_axis_reaches():
-    """Ends that lie close together below curves, or intervals, that reach far above them."""
+    """Ends that lie close together below curves that reach far above them."""
     names = [f"method {letter}" for letter in "abcdef"]
     curves = [Curve(name, (4000.0 + at, 700.0 + 10 * at)) for at, name in enumerate(names)]
-    points = [Point(c.label, "method", 200.0, c.scores[-1], 600.0, 8000.0) for c in curves]
-    for svg in (tuning_svg(curves), cost_svg(points)):
-        places = heights(svg, set(names))
-        assert len(places) == len(names)
-        assert min(b - a for a, b in itertools.pairwise(places)) > 9  # the size of the letters
+    places = heights(tuning_svg(curves), set(names))
+    assert len(places) == len(names)
+    assert min(b - a for a, b in itertools.pairwise(places)) > 9  # the size of the letters
 
 
 def test_a_long_name_of_the_axis_is_broken_and_not_cut():
@@ -134,3 +133,90 @@ def test_names_of_lines_stand_above_what_is_drawn():
     names = re.findall(r'<g id="text_\d+">\s*<text [^>]*y="([\d.]+)"[^>]*>method \d</text>', svg)
     assert len(names) == 6
     assert max(map(float, names)) < top
+
+
+def colors(svg: str) -> dict[str, str]:
+    """Return the colour of each label that a picture writes beside a row."""
+    return {
+        node.text: re.search(r"fill: (#\w+)", node.get("style", ""))[1]
+        for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+        if "fill: #" in node.get("style", "")
+    }
+
+
+def test_a_method_keeps_its_colour_when_its_rank_changes():
+    turned = [replace(POINTS[0], accuracy=93.9), *POINTS[1:]]
+    assert cost_svg(turned) != cost_svg(POINTS)
+    assert colors(cost_svg(turned)) == colors(cost_svg(POINTS))
+
+
+def test_a_method_has_one_colour_in_every_picture_of_a_page():
+    methods = ["QueueNet v2", "ContrastNet"]
+    curves = [Curve(point.label, (50.0, 60.0 + at)) for at, point in enumerate(POINTS)]
+    shown = colors(cost_svg(POINTS, methods=methods))
+    assert shown == colors(tuning_svg(curves, methods=methods))
+    assert shown["Supervised"] == shown["Random initialisation"]
+    assert len({shown[name] for name in ("Supervised", *methods)}) == 3
+    lines = [Sweep(name, ((1.0, 1, 0, 2), (2.0, 2, 1, 3))) for name in ["Supervised", *methods]]
+    swept = sweep_svg(lines, xlabel="x", methods=methods)
+    assert [swept.count(f"stroke: {shown[line.label]}") > 0 for line in lines] == [True] * 3
+
+
+def test_more_methods_than_colours_differ_by_mark_and_line():
+    names = [f"method {letter}" for letter in "abcdefghijklmnopqr"]
+    found = looks(names, names)
+    assert len(set(found.values())) == len(names)
+    assert len({look.color for look in found.values()}) == 6
+
+
+def boxes(svg: str, labels: set[str]) -> dict[str, tuple[float, float, float, float]]:
+    """Return about where labels lie: left, top, right, bottom, in points."""
+    found = {}
+    for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        if node.text in labels:
+            x, y = float(node.get("x")), float(node.get("y"))
+            wide = 5 * len(node.text)
+            left = x - (wide if "text-anchor: end" in node.get("style") else 0)
+            found[node.text] = (left, y - 7, left + wide, y + 1)
+    return found
+
+
+def test_no_label_lies_on_a_point_or_on_another_label():
+    """Two methods of nearly the same cost and accuracy, and one between two lines across."""
+    points = [
+        Point("MoCo v1", "method", 62.0, 51.2, 49.8, 52.7),
+        Point("MoCo v2", "method", 65.0, 50.9, 49.5, 52.3),
+        Point("SimCLR", "method", 55.0, 54.1, 52.8, 55.5),
+        Point("RotNet", "method", 48.0, 40.2, 38.7, 41.6),
+        Point("Raw pixels", "floor", 0.0, 44.9, 44.0, 45.8),
+        Point("Random initialisation", "floor", 0.0, 40.3, 36.0, 44.0),
+    ]
+    near = [
+        Point(f"method {letter}", "method", 200.0, 700.0 + 10 * at, 600.0, 8000.0)
+        for at, letter in enumerate("abcdef")
+    ]
+    twice = [*points, replace(points[0], label="MoCo v1 (m=0.9)", seconds=64.0)]
+    for shown in (points, points[:2], twice, near):
+        svg = cost_svg(shown)
+        found = boxes(svg, {point.label for point in shown})
+        assert len(found) == len(shown)
+        marks = [
+            (float(x), float(y))
+            for x, y in re.findall(
+                r'<use xlink:href="#m[^"]*" x="([\d.]+)" y="([\d.]+)" style', svg
+            )
+        ]
+        assert len(marks) >= len([1 for point in shown if point.seconds > 0])
+        for left, top, right, bottom in found.values():
+            assert not [1 for x, y in marks if left < x < right and top < y < bottom]
+        for one, other in itertools.combinations(found.values(), 2):
+            apart = one[2] <= other[0] or other[2] <= one[0]
+            assert apart or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_distances_far_apart_have_a_logarithmic_axis_and_accuracies_an_even_one():
+    far = [Point(f"m{at}", "method", 9.0, 10.0**at, 0.9 * 10**at, 1.1 * 10**at) for at in (2, 3, 4)]
+    assert {"200", "1000", "5000"} <= set(texts(cost_svg(far)))
+    negative = [*far, Point("m5", "method", 9.0, 1.0, -1.0, 3.0)]  # an unbiased KID can be
+    assert "1000" not in texts(cost_svg(negative))
+    assert {"60", "80"} <= set(texts(cost_svg(POINTS)))
