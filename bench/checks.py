@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +161,7 @@ def main(
     expected_failures: dict[str, str] | None = None,
     as_json: bool = False,
     only: Collection[str] | None = None,
+    settings: Sequence[str] = (),
 ) -> int:
     """Check plugins and print a line per check; return 1 if any failed, else 0.
 
@@ -168,20 +169,26 @@ def main(
         names: installed names or files.
         expected_failures: {check: why it fails}; one that passes nevertheless has failed.
         only: the checks to do, all by default.
+        settings: METHOD.FIELD=VALUE each, over the recipe "small".
 
     Raises:
-        UserError: an unknown plugin or check, or an expected failure without a reason.
+        UserError: an unknown plugin or check, an expected failure without a reason, a setting of
+            another method or one that its configuration refuses.
     """
     for name in names:
         manager.find(name)
+    methods = [manager.method_name(name) for name in names]
+    by_method = plan.parse_settings(settings, methods)
     failed, document = False, {}
     width = max(map(len, RULES))
-    for name in names:
-        checks = run_checks(name, expected_failures=expected_failures, only=only)
+    for name, method in zip(names, methods, strict=True):
+        variant = by_method.get(method, {})
+        checks = run_checks(name, expected_failures=expected_failures, only=only, settings=variant)
         failed |= any(check.status == "failed" for check in checks)
         document[name] = [dataclasses.asdict(check) for check in checks]
         if not as_json:
-            print(f"{manager.method_name(name)}:")
+            given = ", ".join(f"{field}={value}" for field, value in variant.items())
+            print(f"{method} ({given}):" if given else f"{method}:")
             for check in checks:
                 detail = f" ({check.detail})" if check.detail else ""
                 print(f"  {check.status:<8} {check.id:<{width}} {check.reason}{detail}", flush=True)
@@ -195,15 +202,20 @@ def run_checks(
     *,
     expected_failures: Mapping[str, str] | None = None,
     only: Collection[str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> list[Check]:
-    """Check one plugin, an installed name or a file; see `main` for arguments and errors."""
+    """Check one plugin, an installed name or a file; see `main` for arguments and errors.
+
+    Args:
+        settings: {field: text} over the recipe "small".
+    """
     expected, chosen = expected_failures or {}, RULES if only is None else only
     require_known(expected, chosen)
     with tempfile.TemporaryDirectory(prefix="bench-check-") as temporary:
         rules = {check: rule for check, rule in RULES.items() if check in chosen}
         return [
             _against(expected, Check(check, rules[check].reason, *verdict))
-            for check, verdict in _verdicts(name, rules, Path(temporary)).items()
+            for check, verdict in _verdicts(name, rules, Path(temporary), settings or {}).items()
         ]
 
 
@@ -228,12 +240,14 @@ def _against(expected: Mapping[str, str], check: Check) -> Check:
     )
 
 
-def _verdicts(name: str, rules: Mapping[str, _Rule], temporary: Path) -> dict[str, Verdict]:
+def _verdicts(
+    name: str, rules: Mapping[str, _Rule], temporary: Path, settings: Mapping[str, str]
+) -> dict[str, Verdict]:
     data = rehearsal.write_images(temporary / "images.npz")
     answer = probe(
         [name],
         recipe="small",
-        overrides={},
+        overrides={manager.method_name(name): dict(settings)},
         data={"name": f"npz:{data}", "image_size": IMAGE_SIZE},
         seeds=[0, 1],
         runs_dir=temporary,

@@ -178,7 +178,7 @@ def parse_settings(texts: Iterable[str], methods: Iterable[str]) -> dict[str, di
             raise UserError(f"--set {text!r}: expected METHOD.FIELD=VALUE")
         method, name, value = match.groups()
         if method not in known:
-            raise UnknownName("method among --plugins", method, known)
+            raise UnknownName("method among the plugins", method, known)
         if found.setdefault(method, {}).setdefault(name, value) != value:
             raise UserError(f"--set gives {method}.{name} twice; give it once")
     return found
@@ -197,7 +197,7 @@ def parse_counts(texts: Iterable[str], methods: Iterable[str]) -> dict[str, int]
         if not match:
             raise UserError(f"--hand-tuned {text!r}: expected METHOD=N, N trials made by hand")
         if match[1] not in known:
-            raise UnknownName("method among --plugins", match[1], known)
+            raise UnknownName("method among the plugins", match[1], known)
         found[match[1]] = int(match[2])
     return found
 

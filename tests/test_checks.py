@@ -204,6 +204,18 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         checks.main([plugin(tmp_path)], expected_failures={"loss": " "})
     with pytest.raises(UnknownName, match="no method 'mean_color'"):
         checks.main(["mean_color"])
+    with pytest.raises(UserError, match="no field of mean_colour 'width'"):
+        checks.main([plugin(tmp_path)], settings=["mean_colour.width=4"], only=["card"])
+    with pytest.raises(UnknownName, match="no method among the plugins 'mean_color'; did you mean"):
+        checks.main([plugin(tmp_path)], settings=["mean_color.lr=4"], only=["card"])
+
+
+def test_a_setting_reaches_the_plugin(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    refusing = "    if config.lr == 0.5:\n        raise ValueError('half')\n    model = Model"
+    path = plugin(tmp_path, "    model = Model", refusing)
+    assert checks.main([path], only=["backbone"], settings=["mean_colour.lr=0.5"]) == 1
+    assert capsys.readouterr().out.splitlines()[0] == "mean_colour (lr=0.5):"
+    assert checks.main([path], only=["backbone"], settings=["mean_colour.lr=0.4"]) == 0
 
 
 def test_the_test_images_cannot_be_read(tmp_path: Path) -> None:

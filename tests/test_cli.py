@@ -182,7 +182,7 @@ def test_no_command_shows_help_and_is_a_usage_error(capsys):
         ("run --plugins {method} --track ./none.toml", "'none.toml': No such file"),
         ("run --plugins {method} --seeds 1,1", "names a seed twice"),
         ("run --plugins {method} --set lr=1", "expected METHOD.FIELD=VALUE"),
-        ("run --plugins {method} --set other.lr=1", "no method among --plugins 'other'"),
+        ("run --plugins {method} --set other.lr=1", "no method among the plugins 'other'"),
         ("run --plugins {method} --batch-size 1", "options: batch_size"),
         ("info no_such_method", "no method 'no_such_method'"),
         ("worker {tmp}", "has no run.json"),

@@ -22,8 +22,8 @@ CALLS = []
 BAD = {"loss": ("failed", "it rose"), "ranks": ("skipped", "n/a: one process only")}
 
 
-def run_checks(name):
-    CALLS.append(name)
+def run_checks(name, settings):
+    CALLS.append((name.rpartition("/")[2], settings))
     return [
         checks.Check(check, rule.reason, *BAD.get(check, ("passed", "")))
         for check, rule in checks.RULES.items()
@@ -59,7 +59,16 @@ def test_broken(plugin, check):
 
 
 def test_the_plugin_was_checked_once():
-    assert [path.rpartition("/")[2] for path in CALLS] == ["mine.py"]
+    assert CALLS == [("mine.py", {})]
+
+
+@parametrize_plugin_checks(["mine.py"], settings={"mine": {"width": "4"}})
+def test_variant(plugin, check):
+    check(plugin)
+
+
+def test_the_variant_was_checked_apart():
+    assert CALLS == [("mine.py", {}), ("mine.py", {"width": "4"})]
 """
 
 
@@ -113,6 +122,12 @@ def test_a_broken_test_is_no_expected_failure(ended: tuple[dict[str, str], str])
 
 def test_the_items_of_a_plugin_share_their_runs(ended: tuple[dict[str, str], str]) -> None:
     assert ended[0]["test_the_plugin_was_checked_once"] == "PASSED"
+
+
+def test_a_variant_has_runs_of_its_own(ended: tuple[dict[str, str], str]) -> None:
+    assert ended[0]["test_the_variant_was_checked_apart"] == "PASSED"
+    with pytest.raises(UnknownName, match="no method with settings 'gan'; known: rotnet"):
+        parametrize_plugin_checks(["rotnet"], settings={"gan": {"width": "4"}})
 
 
 @pytest.mark.parametrize(

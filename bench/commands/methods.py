@@ -45,15 +45,26 @@ def info(name: str, json: bool) -> int:
 @click.argument("names", nargs=-1, required=True)
 @click.option("--only", multiple=True, metavar="CHECK", help="Only this check; may be repeated.")
 @click.option("--expect", multiple=True, metavar="CHECK=WHY", help="A check that fails, and why.")
+@click.option("--set", "settings", multiple=True, metavar="METHOD.FIELD=V", help="A variant.")
 @as_json
 def check(
-    names: tuple[str, ...], only: tuple[str, ...], expect: tuple[str, ...], json: bool
+    names: tuple[str, ...],
+    only: tuple[str, ...],
+    expect: tuple[str, ...],
+    settings: tuple[str, ...],
+    json: bool,
 ) -> int:
     """Check that plugins keep the contract: installed NAMES or files."""
     from bench.checks import main as conform
 
     expected = dict(_pair(text, "--expect", "CHECK=WHY") for text in expect)
-    return conform(list(names), expected_failures=expected, as_json=json, only=only or None)
+    return conform(
+        list(names),
+        expected_failures=expected,
+        as_json=json,
+        only=only or None,
+        settings=settings,
+    )
 
 
 def _pair(text: str, option: str, form: str) -> tuple[str, str]:
