@@ -138,9 +138,9 @@ def _section(cells: Sequence[Cost]) -> list[str]:
 
 
 def _place_in_table(cost: Cost) -> tuple[Any, ...]:
-    """Sort a method's plain step before those that save memory."""
+    """Sort a method's plain step before its other ways."""
     spec = cost.spec
-    return spec.batch_size, spec.cards, cost.title, spec.saving, cost.cell
+    return spec.batch_size, spec.cards, cost.title, spec.way, cost.cell
 
 
 def _heading(cost: Cost) -> str:
@@ -159,7 +159,7 @@ def _row(cost: Cost, notes: list[str]) -> list[str]:
     else:
         values = [cost.status.replace("_", " "), *[""] * 5]
     special = cost.spec.recipe not in ("", PAPERS)
-    said = ", ".join(part for part in (cost.spec.recipe * special, cost.spec.saving) if part)
+    said = ", ".join(part for part in (cost.spec.recipe * special, cost.spec.way) if part)
     title = text(cost.title) + (f" ({text(said)})" if said else "")
     shape = [str(cost.spec.batch_size), str(cost.spec.cards)]
     return [title, *shape, *values, _largest(cost), ", ".join(numbers)]
@@ -198,6 +198,9 @@ def said_of(cost: Cost) -> list[str]:
     """Return what a reader must know of a cell before trusting it, each on one line."""
     settings = cost.protocol.settings
     said = [text(cost.reason, longest=300)] if cost.reason else []
+    if cost.spec.compile and cost.modes:
+        first = max(mode.first_step_seconds for mode in cost.modes.values())
+        said.append(f"its first step took {short(first)} s, with the compiling")
     for name in timing.MODES:
         if (mode := cost.modes.get(name)) is None:
             continue

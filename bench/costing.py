@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import ENGINE, cost_page, costs, judge, saving
+from bench import ENGINE, compiled, cost_page, costs, judge
 from bench.costs import Cost, Spec
 from bench.errors import UserError
 from bench.estimated import Estimated, Estimator, estimator, largest_batch
 from bench.memory import Refused
 from bench.probe import probe, refuse_backbone
 from bench.results import Code, Machine
+from bench.saving import Way, images_per_chunk
 from bench.turns import Cell, Place, fields_of, free_bytes, holds_for, measure
 
 CARD_SECONDS = 120.0
 Say = Callable[[str], None]
+PLAIN = Way()
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Request:
         stall: seconds that a window may take.
         force: also cells that are finished.
         settings: of the protocol, over its own.
-        chunk, checkpointing: as `costs.Spec` has them.
-        each_way: beside the plain step, each of the two alone that is asked for.
+        way: how steps are taken.
+        each_way: beside the plain step, each part of `way` alone.
     """
 
     plugins: tuple[str, ...]
@@ -59,16 +61,13 @@ class Request:
     stall: float = 900.0
     force: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    chunk: int | None = None
-    checkpointing: bool = False
+    way: Way = PLAIN
     each_way: bool = False
 
     @property
-    def ways(self) -> list[tuple[int | None, bool]]:
-        """(chunk, checkpointing) of each of a method's cells."""
-        if self.each_way:
-            return saving.each(self.chunk, self.checkpointing)
-        return [(self.chunk, self.checkpointing)]
+    def ways(self) -> list[Way]:
+        """The way of each of a method's cells."""
+        return self.way.alone if self.each_way else [self.way]
 
 
 def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
@@ -86,7 +85,7 @@ def carry_out(request: Request, say: Say) -> tuple[list[Cost], list[str]]:
     cells, missing = plan(request)
     if cells:
         refuse_backbone(
-            cells[0].spec.backbone, request.image_size, checkpointing=request.checkpointing
+            cells[0].spec.backbone, request.image_size, checkpointing=request.way.checkpointing
         )
     found: list[Cost] = []
     with estimator() as estimate:
@@ -102,10 +101,21 @@ def _refuse(request: Request) -> None:
             raise UserError(
                 f"batch size {batch} does not divide among {request.cards} cards; take a multiple"
             )
-        if request.chunk is not None:
-            saving.images_per_chunk(request.chunk, batch, request.cards)
-    if request.each_way and request.chunk is None and not request.checkpointing:
-        raise UserError("--each-way measures --chunk N, --checkpointing or both; give one of them")
+        if request.way.chunk is not None:
+            images_per_chunk(request.way.chunk, batch, request.cards)
+    if request.each_way and request.way == PLAIN:
+        raise UserError(
+            "--each-way measures --chunk N, --checkpointing and --compile; give one of them"
+        )
+    if request.way.compile:
+        if request.estimate:
+            raise UserError("--compile is measured, never estimated; leave it or --estimate out")
+        if request.way.checkpointing and not request.each_way:
+            raise UserError(
+                "--compile and --checkpointing exclude each other; leave one out, or give "
+                "--each-way for each alone"
+            )
+        compiled.refuse(request.device)
 
 
 def plan(request: Request) -> tuple[list[Cell], list[str]]:
@@ -121,7 +131,7 @@ def plan(request: Request) -> tuple[list[Cell], list[str]]:
     broken = [facts["error"] for facts in described.values() if facts["error"]]
     usable = {plugin: facts for plugin, facts in described.items() if not facts["error"]}
     cells = [
-        Cell(plugin, facts["card"]["title"], _spec(facts, request, batch, *way), _code(facts))
+        Cell(plugin, facts["card"]["title"], _spec(facts, request, batch, way), _code(facts))
         for batch in dict.fromkeys(request.batch_sizes)
         for plugin, facts in usable.items()
         for way in request.ways
@@ -129,13 +139,7 @@ def plan(request: Request) -> tuple[list[Cell], list[str]]:
     return cells, broken
 
 
-def _spec(
-    facts: Mapping[str, Any],
-    request: Request,
-    batch: int,
-    chunk: int | None,
-    checkpointing: bool,
-) -> Spec:
+def _spec(facts: Mapping[str, Any], request: Request, batch: int, way: Way) -> Spec:
     return Spec(
         method=facts["name"],
         config=facts["config"],
@@ -147,8 +151,7 @@ def _spec(
         precision=request.precision,  # type: ignore[arg-type]
         device=request.device,  # type: ignore[arg-type]
         threads=request.threads,
-        chunk=chunk,
-        checkpointing=checkpointing,
+        **way._asdict(),
     )
 
 
@@ -220,12 +223,16 @@ class _Work:
                 self.say(f"{cell.spec.label}, batch {cell.spec.batch_size}: n/a: {found}")
             elif isinstance(found, Refused):
                 yield self._write(cell, self._unsupported(cell, found))
-            elif found and (self.request.estimate or found.total > self._room()):
+            elif found and (self.request.estimate or self._is_too_large(cell, found)):
                 yield self._write(cell, self._estimated(cell, found))
             elif not self.request.estimate:
                 measured.append(cell)
         for cell, cost in measure(measured, self.place, self.protocol, self.request.stall):
             yield self._write(cell, cost)
+
+    def _is_too_large(self, cell: Cell, found: Estimated) -> bool:
+        """Return whether not to try; what a compiled step holds is known of none but itself."""
+        return not cell.spec.compile and found.total > self._room()
 
     def _room(self) -> float:
         """Return the bytes that a cell may take here."""
@@ -273,7 +280,7 @@ class _Work:
         return costs.with_derived(fields | {"status": "unsupported", "reason": str(refusal)})
 
     def _write(self, cell: Cell, cost: Cost) -> Cost:
-        card, key = self.place.card_bytes, (cell.plugin, cell.spec.saving)
+        card, key = self.place.card_bytes, (cell.plugin, cell.spec.way)
         if card is not None and cost.status != "unsupported":
             if key not in self.largest:
                 self.largest[key] = largest_batch(self.estimate, cell.plugin, cell.spec, card)

@@ -21,7 +21,7 @@ from bench import timing
 from bench.errors import UnknownName, UserError, first_fault
 from bench.identity import digest, protocol_hash
 from bench.results import Code, Machine, content_sha256, write_text
-from bench.saving import words
+from bench.saving import Way
 
 SCHEMA = 1
 FOLDER = "cost"
@@ -106,20 +106,21 @@ class Spec(_Part):
     threads: int = Field(ge=1)
     chunk: int | None = Field(default=None, ge=1)
     checkpointing: bool = False
+    compile: bool = False
 
     @property
     def batch_per_card(self) -> int:
         return self.batch_size // self.cards
 
     @property
-    def saving(self) -> str:
-        """How the step saves memory, in words; "" if it does not."""
-        return words(self.chunk, self.checkpointing)
+    def way(self) -> str:
+        """How the step is taken, in words; "" for the plain one."""
+        return Way(self.chunk, self.checkpointing, self.compile).words
 
     @property
     def label(self) -> str:
-        """The method and how its step saves memory: what tells cells apart that take turns."""
-        return f"{self.method} ({self.saving})" if self.saving else self.method
+        """The method and how its step is taken: what tells cells apart that take turns."""
+        return f"{self.method} ({self.way})" if self.way else self.method
 
 
 class Applied(_Part):
@@ -219,6 +220,8 @@ class Cost(_Part):
             raise ValueError("a measured cell has both modes, another has none")
         if (self.status == ESTIMATED) != bool(self.memory.estimated):
             raise ValueError("an estimated cell has its memory by category, another has not")
+        if self.status == ESTIMATED and self.spec.compile:
+            raise ValueError("a compiled step is measured, never estimated")
         if self.status == ESTIMATED and self.flops_per_image is None:
             raise ValueError("an estimated cell has its FLOPs")
         for key, value in derived(self).items():
@@ -303,10 +306,9 @@ def place(cost: Cost) -> str:
 def name(spec: Spec, machine: str) -> str:
     """Return `<method>-<backbone>-<size>px-b<batch>x<cards>-<precision>-<10 hex>`."""
     document = spec.model_dump(mode="json")
-    if spec.chunk is None:
-        del document["chunk"]
-    if not spec.checkpointing:
-        del document["checkpointing"]
+    for key in ("chunk", "checkpointing", "compile"):
+        if not document[key]:
+            del document[key]
     if not machine:  # an estimate knows neither device nor threads
         del document["device"], document["threads"]
     backbone = re.sub(r"[^A-Za-z0-9_.]+", "_", str(spec.backbone["name"]))

@@ -66,9 +66,10 @@ def largest_batch(estimate: Estimator, plugin: str, spec: Spec, card_bytes: int)
     """Return the images per card, a multiple of UNIT, of the largest batch that is estimated to fit
     a card; 0 if none does, None where it cannot be estimated.
 
-    None too in chunks, which hold little more of a larger batch: there time is what limits it.
+    None too in chunks, which hold little more of a larger batch: there time is what limits it. And
+    None of a compiled step, whose memory is not estimated.
     """
-    if spec.chunk is not None:
+    if spec.chunk is not None or spec.compile:
         return None
     try:
         found = fitting.largest(

@@ -105,6 +105,8 @@ class Gauge(Trainer):
             yield ready
             return
         for mode in self._turns():
+            if mode == "step" and self.compiler is not None:
+                self.compiler.begin_step()
             yield ready if mode == "step" else next(drawn)
 
     def _turns(self) -> Iterator[str]:

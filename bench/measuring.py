@@ -77,6 +77,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     import torch
 
     from bench import backbones, cards, gauge, heap, manager, recompute
+    from bench.compiled import Compiler
     from bench.identity import stream
 
     spec, settings = orders["spec"], orders["settings"]
@@ -86,6 +87,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     torch.manual_seed(stream(0, "init"))
     before = gauge.peak_rss()
     backbone = backbones.build(spec["backbone"], spec["image_size"])
+    compiler = Compiler(spec["device"]) if spec["compile"] else None
     recomputation = None
     if spec["checkpointing"]:
         recomputation = recompute.enable(backbone, spec["backbone"]["name"])
@@ -111,6 +113,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
         world=spec["cards"],
         chunk=spec["chunk"],
         recomputation=recomputation,
+        compiler=compiler,
     )
     engine.place(backbone)
     try:

@@ -39,6 +39,7 @@ saving = joined(
     click.option("--chunk", type=POSITIVE, help="Source images embedded at a time; saves memory."),
     click.option("--checkpointing", is_flag=True, help="Recompute activations; saves memory."),
 )
+compiling = click.option("--compile", is_flag=True, help="Compile networks; CUDA graphs on a card.")
 selecting = joined(
     click.option("--plugins", required=True, help="Names or files, split by commas, or `all`."),
     click.option("--track", default="digits", show_default=True, help="A track, or a TOML file."),
@@ -51,7 +52,7 @@ selecting = joined(
     ),
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
     saving,
-    click.option("--compile", is_flag=True, help="Compile networks; CUDA graphs on a card."),
+    compiling,
     click.option("--limit", type=POSITIVE, help="Only the first N training images."),
     click.option(
         "--samples", type=POSITIVE, help="Images that generators draw, and their reference."

@@ -1,9 +1,12 @@
-"""Two ways of a step to hold less: chunks of the batch, activations that are computed again.
+"""The ways of a step beside the plain one: chunks of the batch or activations that are computed
+again, which hold less, and compiled networks, which take less time.
 
 Imports no torch.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from bench.errors import UserError
 
@@ -30,13 +33,23 @@ def images_per_chunk(chunk: int, batch_size: int, world: int) -> int:
     return chunk // world
 
 
-def words(chunk: int | None, checkpointing: bool) -> str:
-    """Return what a row says of how its step saves memory; nothing if it does not."""
-    parts = [f"chunks of {chunk}"] if chunk is not None else []
-    return ", ".join([*parts, *["recomputed"] * checkpointing])
+class Way(NamedTuple):
+    """How a step is taken; chunk in source images over all processes."""
 
+    chunk: int | None = None
+    checkpointing: bool = False
+    compile: bool = False
 
-def each(chunk: int | None, checkpointing: bool) -> list[tuple[int | None, bool]]:
-    """Return the plain step and each way alone of those that are asked for."""
-    alone = [(chunk, False)] if chunk is not None else []
-    return [(None, False), *alone, *[(None, True)] * checkpointing]
+    @property
+    def words(self) -> str:
+        """What a row says of it; nothing of the plain step."""
+        parts = [f"chunks of {self.chunk}"] if self.chunk is not None else []
+        return ", ".join(
+            [*parts, *["recomputed"] * self.checkpointing, *["compiled"] * self.compile]
+        )
+
+    @property
+    def alone(self) -> list[Way]:
+        """The plain step, and each part of this way by itself."""
+        parts = [Way(self.chunk), Way(checkpointing=self.checkpointing), Way(compile=self.compile)]
+        return list(dict.fromkeys([Way(), *parts]))

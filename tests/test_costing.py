@@ -17,13 +17,25 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from bench import cell_process, cost_page, costing, costs, estimated, gauge, smi, timing, turns
+from bench import (
+    cell_process,
+    compiled,
+    cost_page,
+    costing,
+    costs,
+    estimated,
+    gauge,
+    smi,
+    timing,
+    turns,
+)
 from bench.cli import main
 from bench.engine import Trainer
 from bench.errors import UnknownName, UserError
 from bench.estimated import Estimated
 from bench.memory import Refused
 from bench.results import Code, Machine, content_sha256
+from bench.saving import Way
 from bench.timing import Lost
 
 FAST = {"window_steps": 2, "windows": 2, "warm_limit": 3, "stored_mib": 1}
@@ -142,6 +154,29 @@ def test_flops_of_a_step_are_those_worked_by_hand(tmp_path):
     linear = 2 * 4 * 256 * 5
     # Forward and the weights' gradient; the linear layer's input needs one too, the images none.
     assert told == [{"flops": 3 * (2 * convolution + 3 * linear)}]
+
+
+def test_flops_of_a_compiled_step_are_those_of_the_plain_one(tmp_path, monkeypatch):
+    """Code that the compiler wrote calls kernels that the counter does not know."""
+    begun = []
+    whole = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda part, **_: whole(part, backend="aot_eager"))
+    monkeypatch.setattr(compiled.Compiler, "begin_step", lambda compiler: begun.append(1))
+    answers = []
+    for compiler in (None, compiled.Compiler("cpu")):
+        window = {"mode": "step", "steps": 2}
+        orders = [window, {"flops": 3}, {"end": True}]
+        folder = tmp_path / str(compiler is not None)
+        folder.mkdir()
+        engine, told = gauged(folder, orders)
+        engine.compiler = compiler
+        with pytest.raises(gauge.Finished):
+            engine.fit(ConvNet(), lr=0.1)
+        answers.append(told[1])
+    assert answers[0] == answers[1]
+    assert answers[0]["flops"] > 0
+    assert len(begun) == 1 + 2 + 3  # of the batch that is ready, of a window, of the count
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_a_window_is_timed_from_before_its_first_step_to_after_its_last(tmp_path):
@@ -600,16 +635,36 @@ def test_each_way_takes_turns_with_the_plain_step(tmp_path, described, monkeypat
         yield from instantly(cells, *rest)
 
     monkeypatch.setattr(costing, "measure", noted)
-    asked = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), chunk=4, checkpointing=True)
+    asked = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), way=Way(4, True))
     found, _ = costing.carry_out(replace(asked, each_way=True), lambda line: None)
     assert together == [["simclr", "simclr (chunks of 4)", "simclr (recomputed)"]]
     both, _ = costing.carry_out(asked, lambda line: None)
     assert together[1:] == [["simclr (chunks of 4, recomputed)"]]
-    plain, _ = costing.carry_out(replace(asked, chunk=None, checkpointing=False), lambda line: None)
+    plain, _ = costing.carry_out(replace(asked, way=Way()), lambda line: None)
     assert together[2:] == [[]]
     assert [cost.cell for cost in plain] == [found[0].cell]
     assert len({cost.cell for cost in found + both}) == 4
     assert "T (small, chunks of 4, recomputed)" in (tmp_path / "cost.md").read_text()
+
+
+def test_a_compiled_step_is_tried_without_an_estimate_and_says_how_long_it_compiled(
+    tmp_path, described, monkeypatch
+):
+    """Every step is estimated not to fit; what a compiled one holds is found by taking it."""
+    huge = Estimated({"parameters": 2**50, "activations": 0}, 3e9)
+    monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(lambda *of: huge))
+    monkeypatch.setattr(costing, "measure", instantly)
+    monkeypatch.setattr(costing.compiled, "refuse", lambda device: None)
+    asked = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), way=Way(compile=True))
+    found, _ = costing.carry_out(replace(asked, each_way=True, card_bytes=2**30), lambda line: None)
+    assert [(cost.spec.label, cost.status) for cost in found] == [
+        ("simclr", "estimated"),
+        ("simclr (compiled)", "done"),
+    ]
+    assert [cost.largest_batch for cost in found] == [0, None]
+    assert "its first step took 3.00 s, with the compiling" in (tmp_path / "cost.md").read_text()
+    with pytest.raises(ValidationError, match="never estimated"):
+        guess(cell(compile=True))
 
 
 def test_a_methods_plain_step_comes_first():
@@ -636,7 +691,7 @@ def test_ways_have_a_largest_batch_of_their_own(tmp_path, described, monkeypatch
 
     monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
     wanted = request(tmp_path, plugins=("simclr",), batch_sizes=(48,), cards=1, estimate=True)
-    wanted = replace(wanted, chunk=24, checkpointing=True, each_way=True, card_bytes=20 * 2**30)
+    wanted = replace(wanted, way=Way(24, True), each_way=True, card_bytes=20 * 2**30)
     found, _ = costing.carry_out(wanted, lambda line: None)
     assert [cost.largest_batch for cost in found] == [16, None, 40]
     assert asked.count("simclr (chunks of 24)") == 1
@@ -648,7 +703,7 @@ def test_a_way_that_a_method_refuses_is_its_row(tmp_path, described, monkeypatch
 
     monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
     monkeypatch.setattr(costing, "measure", instantly)
-    asked = request(tmp_path, plugins=("rotnet",), batch_sizes=(8,), chunk=4)
+    asked = request(tmp_path, plugins=("rotnet",), batch_sizes=(8,), way=Way(4))
     found, missing = costing.carry_out(asked, lambda line: None)
     assert [(cost.status, cost.largest_batch) for cost in found] == [("unsupported", None)]
     assert missing == []
@@ -662,7 +717,7 @@ def test_a_way_that_a_method_refuses_is_its_row(tmp_path, described, monkeypatch
 
 def test_a_real_measurement_in_chunks_with_recomputed_blocks(tmp_path, estimates):
     asked = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), cards=1)
-    found, _ = costing.carry_out(replace(asked, chunk=4, checkpointing=True), lambda line: None)
+    found, _ = costing.carry_out(replace(asked, way=Way(4, True)), lambda line: None)
     assert [cost.status for cost in found] == ["done"], [cost.reason for cost in found]
     assert found[0].flops_per_image == estimates["simclr"].flops_per_image
 
@@ -784,6 +839,8 @@ def test_a_window_that_does_not_end_and_a_process_that_holds_too_much_are_given_
         ({"--batch-sizes": "9", "--cards": "2"}, "does not divide among 2 cards"),
         ({"--chunk": "3"}, "chunk 3 does not divide a batch of 8 images"),
         ({"--chunk": "4", "--cards": "8"}, "cannot be shared by 8 processes"),
+        ({"--compile": "", "--estimate": ""}, "--compile is measured, never estimated"),
+        ({"--compile": "", "--checkpointing": ""}, "exclude each other"),
         ({"--image-size": "0"}, "--image-size"),
         ({"--precision": "fp8"}, "--precision"),
         ({"--device": "gpu"}, "no device 'gpu'"),
@@ -793,7 +850,7 @@ def test_a_window_that_does_not_end_and_a_process_that_holds_too_much_are_given_
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, changed, said):
     given = {"--plugins": "simclr", "--backbone": "test_resnet", "--image-size": "32"}
     given |= {"--batch-sizes": "8", "--device": "cpu", "--leaderboards-dir": str(tmp_path)}
-    arguments = [part for option in (given | changed).items() for part in option]
+    arguments = [part for option in (given | changed).items() for part in option if part]
     assert main(["cost", *arguments]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1

@@ -9,7 +9,8 @@ import click
 from bench import display
 from bench.errors import UserError
 from bench.exits import NOTHING_LOADED, OK, SOME_FAILED
-from bench.options import POSITIVE, SECONDS, as_json, leaderboards_dir, saving
+from bench.options import POSITIVE, SECONDS, as_json, compiling, leaderboards_dir, saving
+from bench.saving import Way
 
 
 @click.command()
@@ -23,7 +24,8 @@ from bench.options import POSITIVE, SECONDS, as_json, leaderboards_dir, saving
 @click.option("--recipe", default="", help="A recipe of the methods; default: their papers'.")
 @click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of one cell.")
 @saving
-@click.option("--each-way", is_flag=True, help="Beside the plain step, each of these two alone.")
+@compiling
+@click.option("--each-way", is_flag=True, help="Beside the plain step, each of these three alone.")
 @click.option("--estimate", is_flag=True, help="Measure nothing: memory alone, without a card.")
 @click.option("--memory", type=SECONDS, help="Of a card, in GB of 10^9 bytes; default: of ours.")
 @click.option("--stall", type=SECONDS, default=900.0, help="Seconds that a window may take.")
@@ -42,6 +44,7 @@ def cost(
     threads: int,
     chunk: int | None,
     checkpointing: bool,
+    compile: bool,
     each_way: bool,
     estimate: bool,
     memory: float | None,
@@ -68,8 +71,7 @@ def cost(
         precision=precision,
         recipe=recipe,
         threads=threads,
-        chunk=chunk,
-        checkpointing=checkpointing,
+        way=Way(chunk, checkpointing, compile),
         each_way=each_way,
         estimate=estimate,
         card_bytes=None if memory is None else round(memory * 1e9),

@@ -45,7 +45,7 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
     from bench.files import write_atomically
     from bench.memory import LIMITS, Step, estimator
     from bench.probe import refuse_backbone
-    from bench.saving import words
+    from bench.saving import Way
 
     requests = manager.select(plugins)
     steps = [Step(plugin=request, **options) for request in requests]
@@ -66,7 +66,7 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
         except UserError as error:
             refused[name] = str(error)
     if fits:
-        saving = words(options["chunk"], options["checkpointing"])
+        saving = Way(options["chunk"], options["checkpointing"]).words
         click.echo(_page(fits, memory, options | {"saving": saving}, LIMITS))
     for line in refused.values():
         click.echo(f"Error: {line}", err=True)
