@@ -76,7 +76,7 @@ def machine(orders: dict[str, Any]) -> dict[str, Any]:
         device = torch.cuda.get_device_name()
     return {
         "device": device,
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 0,
         "torch": version("torch"),
         "timm": version("timm"),
@@ -86,7 +86,8 @@ def machine(orders: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name as its driver says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -198,6 +198,33 @@ def scaled(cell: Cell, tune: Tune, factor: float) -> float:
     return value if factor == 1 else float(f"{value * factor:.6g}")
 
 
+def chosen(
+    prepared: Prepared, cell: Cell, tried: Mapping[float, Sequence[RunSpec]], folder: Path
+) -> Tuned:
+    """Return what a cell's trials choose, their results read from a folder of tracks.
+
+    Raises:
+        UserError: a trial left no result, or no factor has a score.
+    """
+    tune, metric = cell.wanted.tune, cell.wanted.metric or prepared.claim.metric
+    assert tune is not None  # or nothing was tried
+    assert metric is not None  # a claim with sides has one
+    found = {}
+    for factor, of in tried.items():
+        files = [_file(folder, spec) for spec in of]
+        for file in files:
+            if not file.exists():
+                raise UserError(
+                    f"{file.stem} left no result; see its folder, and run the command again"
+                )
+        found[factor] = [results.read(file) for file in files]
+    return choose(tune, cell, found, metric, prepared.protocols[metric.key])
+
+
+def _file(folder: Path, spec: RunSpec) -> Path:
+    return folder / spec.track / f"{spec.run_id}.json"
+
+
 def choose(
     tune: Tune, cell: Cell, trials: Mapping[float, Sequence[Result]], metric: Metric, protocol: str
 ) -> Tuned:
@@ -293,6 +320,34 @@ def missing(runs: Iterable[RunSpec], options: Options, protocols: Iterable[str])
         if options.force or not any(will_do(file, spec, needed) for file in files):
             lacking[spec.run_id, spec.track] = spec
     return list(lacking.values())
+
+
+def to_do(prepared: Prepared, options: Options) -> tuple[list[RunSpec], list[RunSpec]]:
+    """Return the trials and the runs that are still to come.
+
+    Which setting a cell's trials choose is not known before they end: until then its runs are those
+    of its recipe.
+    """
+    folder = records.studies_folder(options.runs_dir) / "trials"
+    trials: dict[str, RunSpec] = {}
+    runs: list[RunSpec] = []
+    needed = set(prepared.protocols.values())
+    for cell in (cell for cell in prepared.cells if cell.method is not None):
+        tried = trial_specs(prepared, cell)
+        lacking = [
+            spec
+            for of in tried.values()
+            for spec in of
+            if not will_do(_file(folder, spec), spec, set())
+        ]
+        trials |= {spec.run_id: spec for spec in lacking}
+        settings: dict[str, Any] = {}
+        if tried and not lacking:
+            tuned = chosen(prepared, cell, tried, folder)
+            settings = {tuned.field: tuned.value}
+        planned = specs(prepared, cell, prepared.seeds, settings, prepared.asked)
+        runs += planned if lacking else missing(planned, options, needed)
+    return list(trials.values()), list({(s.run_id, s.track): s for s in runs}.values())
 
 
 def will_do(file: Path, spec: RunSpec, needed: set[str]) -> bool:

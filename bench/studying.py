@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import claim as claims
-from bench import observations, observing, records, results, runner, studies, study
+from bench import judge, observations, observing, records, results, runner, studies, study
 from bench.claim import Claim
 from bench.errors import UserError
 from bench.exits import OK, SOME_FAILED
+from bench.expected import expected
 from bench.plan import RunSpec
 from bench.records import Record
 from bench.runner import Options
@@ -124,7 +125,18 @@ def plan_lines(claim: Claim, options: Options) -> list[str]:
             f"{where}{f' ({variant})' if variant else ''}: {tuned}{len(plain)} runs of {steps} "
             f"steps at batch {cell.track.batch_size}{there}"
         )
-    return [*lines, f"{claim.id}: {len(trials)} trials and {len(runs)} runs in all"]
+    lines.append(f"{claim.id}: {len(trials)} trials and {len(runs)} runs in all")
+    return [*lines, _to_come(claim, prepared, options)]
+
+
+def _to_come(claim: Claim, prepared: study.Prepared, options: Options) -> str:
+    """Return what is still to be run, and what it will take, in a line."""
+    tried, runs = study.to_do(prepared, options)
+    if not tried and not runs:
+        return f"{claim.id}: all trials and runs are there"
+    folders = [options.runs_dir, options.leaderboards_dir]
+    takes = expected([*tried, *runs], folders, judge.processor(), options.device)
+    return f"{claim.id}: {len(tried)} trials and {len(runs)} runs to come: {takes}"
 
 
 def verdict_lines(claim: Claim, runs_dir: Path) -> list[str]:
@@ -148,6 +160,7 @@ def _runs(work: Work, prepared: study.Prepared) -> tuple[int, dict[str, RunSpec]
     update = {"seeds": prepared.seeds, "protocols": prepared.protocols, "holds": prepared.holds}
     every = [spec for of in trials.values() for specs in of.values() for spec in specs]
     _register(work, every, update)
+    work.say(_to_come(work.claim, prepared, work.options))
     options = replace(
         work.options, dev=True, stale=True, results_dir=work.folder / "trials", force=False
     )
@@ -160,15 +173,8 @@ def _runs(work: Work, prepared: study.Prepared) -> tuple[int, dict[str, RunSpec]
         specs, tuned = [], None
         if cell.method is not None:
             settings = {}
-            if (tune := cell.wanted.tune) is not None:
-                metric = cell.wanted.metric or work.claim.metric
-                assert metric is not None  # a claim with sides has one
-                found = {
-                    factor: [_read(runner.result_path(spec, options)) for spec in runs]
-                    for factor, runs in trials[id(cell)].items()
-                }
-                protocol = prepared.protocols[metric.key]
-                tuned = study.choose(tune, cell, found, metric, protocol)
+            if cell.wanted.tune is not None:
+                tuned = study.chosen(prepared, cell, trials[id(cell)], work.folder / "trials")
                 settings = {tuned.field: tuned.value}
             specs = study.specs(prepared, cell, prepared.seeds, settings, prepared.asked)
         tried = [spec for runs in trials.get(id(cell), {}).values() for spec in runs]
@@ -183,12 +189,6 @@ def _runs(work: Work, prepared: study.Prepared) -> tuple[int, dict[str, RunSpec]
             own.unlink(missing_ok=True)
     options = replace(work.options, stale=True, results_dir=work.folder / "results")
     return max(status, _carry(work, lacking, options)), plans
-
-
-def _read(path: Path) -> results.Result:
-    if not path.exists():
-        raise UserError(f"{path.stem} left no result; see its folder, and run the command again")
-    return results.read(path)
 
 
 def _register(work: Work, specs: Sequence[RunSpec], update: dict) -> None:

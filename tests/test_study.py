@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -214,16 +215,23 @@ def test_running_again_runs_nothing(done, heads):
     record = records.path(folder_of(options), "heads").read_bytes()
     said: list[str] = []
     assert studying.carry_out(heads, options, say=said.append) == 0
-    assert all("finished before" in line or "left out" in line for line in said)
+    kept = ("finished before", "left out", "all trials and runs are there")
+    assert all(any(words in line for words in kept) for line in said)
     assert records.path(folder_of(options), "heads").read_bytes() == record
 
 
 def test_the_plan_counts_trials_and_runs(done, heads, tmp_path):
     lines = studying.plan_lines(heads, Options(tmp_path / "runs"))
-    assert lines[-1] == "heads: 2 trials and 6 runs in all"
+    assert lines[-2] == "heads: 2 trials and 6 runs in all"
+    assert lines[-1].startswith("heads: 2 trials and 6 runs to come: 2 runs of random_init: unk")
     assert "2 trials of temperature, 2 runs of 9 steps at batch 12" in lines[0]
     assert not (tmp_path / "runs" / "studies").exists()
-    assert "2 there already" in "\n".join(studying.plan_lines(heads, done[0]))
+    after = studying.plan_lines(heads, done[0])
+    assert "2 there already" in "\n".join(after)
+    assert after[-1] == "heads: all trials and runs are there"
+    again = Options(tmp_path / "runs", leaderboards_dir=done[0].runs_dir)
+    takes = r"2 trials and 6 runs to come: about \d+ core-minutes, as \d+ earlier runs took$"
+    assert re.search(takes, studying.plan_lines(heads, again)[-1])
 
 
 def test_a_boards_run_is_a_studys_run(done, heads):

@@ -46,8 +46,10 @@ def run(json: bool, **options: Any) -> int:
     for key in ("device", "processes", "on_bad_image", "runs_dir", "leaderboards_dir"):
         carried[key] = options[key]
     carrying = Options(**carried)
-    live = sys.stdout.isatty() and not json
-    status = session.execute(prepared, carrying, say=_to_stderr if json else click.echo, live=live)
+    live, say = sys.stdout.isatty() and not json, _to_stderr if json else click.echo
+    if line := _to_come(prepared.specs, carrying):
+        say(line)
+    status = session.execute(prepared, carrying, say=say, live=live)
     page = session.render(prepared, carrying)
     if json:
         runs = inventory.outcomes(prepared.specs, carrying)
@@ -76,13 +78,29 @@ def plan(json: bool, **options: Any) -> int:
     page = prepared.page
     click.echo(f"{page['id']}: {page['data']} at {page['image_size']} px, {page['backbone']},")
     click.echo(f"{page['budget']}, batch {page['batch_size']}, precision {page['precision']}\n")
-    outcomes = inventory.outcomes(prepared.specs, Options(runs_dir=options["runs_dir"]))
+    planned = {key: options[key] for key in ("runs_dir", "leaderboards_dir", "device")}
+    outcomes = inventory.outcomes(prepared.specs, Options(**planned))
     rows = [
         (spec.run_id, spec.spec["budget"]["steps"], spec.row["variant"], outcome["status"])
         for spec, outcome in zip(prepared.specs, outcomes, strict=True)
     ]
     click.echo(display.table(("run", "steps", "variant", "state"), rows))
+    if line := _to_come(prepared.specs, Options(**planned)):
+        click.echo(f"\n{line}")
     return OK
+
+
+def _to_come(specs: list[Any], options: Any) -> str:
+    """Return how many runs are to do and what they will take; "" where nothing tells."""
+    from bench import judge, session
+    from bench.expected import expected
+    from bench.runner import result_path
+
+    waiting = [spec for spec in specs if options.force or not result_path(spec, options).exists()]
+    boards = session.published_folder().parent
+    folders = dict.fromkeys((options.runs_dir, options.leaderboards_dir, boards))
+    takes = expected(waiting, list(folders), judge.processor(), options.device)
+    return f"{len(waiting)} of {len(specs)} runs to do: {takes}" if takes.earlier else ""
 
 
 @click.command()
