@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from bench.expected import Remaining
 from bench.meters import read_progress
 from bench.runner import Active, seconds_left
 
@@ -23,10 +24,19 @@ class Console:
         total: runs, finished ones among them.
         say: takes one plain line.
         live: whether a terminal is there to redraw.
+        seconds: run id -> what a run that is to come will take, where that is known.
     """
 
-    def __init__(self, total: int, say: Callable[[str], None], *, live: bool) -> None:
+    def __init__(
+        self,
+        total: int,
+        say: Callable[[str], None],
+        *,
+        live: bool,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
         self.say, self.total, self.done = say, total, 0
+        self.remaining = Remaining(seconds or {})
         self.begun = time.monotonic()
         self._live: Any = None
         if live:
@@ -51,6 +61,8 @@ class Console:
     def finished(self, spec: RunSpec, result: Result | None, skipped: bool) -> None:
         """Say what became of a run."""
         self.done += 1
+        good = result is not None and result.status == "done" and not skipped
+        self.remaining.ended(spec.run_id, result.cost.wall_seconds if result and good else None)
         name = f"{spec.spec['method']} seed {spec.spec['seed']}"
         line = f"[{self.done}/{self.total}] {name}: {outcome(result)}"
         self.print(line + (" (finished before)" if skipped else ""))
@@ -64,7 +76,10 @@ class Console:
         table = Table.grid(padding=(0, 2))
         for run in active:
             table.add_row(*describe(run))
-        table.add_row(f"{waiting} waiting", f"{duration(time.monotonic() - self.begun)} so far")
+        now = time.monotonic()
+        left = self.remaining.left({run.spec.run_id: now - run.begun for run in active}, waiting)
+        ahead = "" if left is None else f"about {duration(left)} left in all"
+        table.add_row(f"{waiting} waiting", f"{duration(now - self.begun)} so far", ahead)
         self._live.update(table)
 
     def print(self, line: str) -> None:

@@ -6,7 +6,7 @@ Imports no torch. What is said is no promise: another machine, or other work bes
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,13 @@ class Expected:
         core_seconds: of the runs of which something is known, each times its threads.
         unknown: the methods of the others, by name, each with its number of runs.
         earlier: how many finished runs say so.
+        seconds: of each run of which something is known, by its id; wall seconds.
     """
 
     core_seconds: float
     unknown: dict[str, int]
     earlier: int
+    seconds: dict[str, float]
 
     def __str__(self) -> str:
         """As in "about 2.4 core-hours, as 18 earlier runs took; 3 runs of mine: unknown"."""
@@ -64,7 +66,8 @@ def expected(
         device: "cpu", or "cuda" for runs on any card.
     """
     known: dict[str, list[Result]] = {}
-    seconds, unknown, used = 0.0, dict[str, int](), set[str]()
+    seconds, unknown, used = dict[str, float](), dict[str, int](), set[str]()
+    together = 0.0
     for spec in specs:
         method = spec.spec["method"]
         if method not in known:
@@ -75,9 +78,41 @@ def expected(
             continue
         asked = {evaluation["name"] for evaluation in spec.evaluations}
         took = statistics.median(_seconds(spec.spec, asked, result) for result in alike)
-        seconds += took * spec.spec["threads"]
+        together += took * spec.spec["threads"]
+        seconds[spec.run_id] = took
         used |= {result.content_sha256 for result in alike}
-    return Expected(seconds, dict(sorted(unknown.items())), len(used))
+    return Expected(together, dict(sorted(unknown.items())), len(used), seconds)
+
+
+class Remaining:
+    """What is left of some runs, by what was expected and how long those that ended took here.
+
+    Args:
+        seconds: run id -> what it is expected to take; runs of which nothing is known are left out.
+    """
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self._to_come = dict(seconds)
+        self._took = self._said = 0.0
+
+    def ended(self, run_id: str, took: float | None) -> None:
+        """Note that a run ended, after `took` seconds; None if it ended before or badly."""
+        said = self._to_come.pop(run_id, None)
+        if said and took is not None:
+            self._took, self._said = self._took + took, self._said + said
+
+    def left(self, active: Mapping[str, float], waiting: int) -> float | None:
+        """Return the seconds until all runs have ended, or None where one of them is unknown.
+
+        Args:
+            active: the runs under way: run id -> seconds since it began.
+            waiting: how many have not begun.
+        """
+        if not active or len(self._to_come) < len(active) + waiting:
+            return None
+        pace = self._took / self._said if self._said else 1.0
+        left = {run: max(0.0, pace * s - active.get(run, 0.0)) for run, s in self._to_come.items()}
+        return max(sum(left.values()) / len(active), *(left.get(run, 0.0) for run in active))
 
 
 def _finished(method: str, folders: Sequence[Path]) -> Iterable[Result]:

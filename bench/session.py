@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -311,8 +310,15 @@ def backbone_words(track: Track) -> str:
     return backbone
 
 
-def execute(session: Session, options: Options, *, say: Callable[[str], None], live: bool) -> int:
-    """Run the plan, render the board, return the exit status of `bench run`."""
+def execute(
+    session: Session,
+    options: Options,
+    *,
+    say: Callable[[str], None],
+    live: bool,
+    seconds: Mapping[str, float] | None = None,
+) -> int:
+    """Run the plan; return the exit status of `bench run`. `seconds` are for the `Console`."""
     from bench.console import Console
     from bench.observers import notify
     from bench.publish import write_track
@@ -321,7 +327,7 @@ def execute(session: Session, options: Options, *, say: Callable[[str], None], l
     folder = options.results / session.track.id
     folder.mkdir(parents=True, exist_ok=True)
     write_track(folder, session.page)
-    with Console(len(session.specs), say, live=live) as console:
+    with Console(len(session.specs), say, live=live, seconds=seconds) as console:
 
         def finished(spec: RunSpec, result: Result | None, skipped: bool) -> None:
             console.finished(spec, result, skipped)
@@ -378,12 +384,6 @@ def current_code() -> dict[str, str]:
         if file is not None:
             hashes[name] = manager.source_sha256(file)
     return hashes
-
-
-def as_json(specs: list[RunSpec]) -> str:
-    """Return a plan as JSON, one object per run."""
-    rows = [{"run_id": s.run_id, "track": s.track, "spec": s.spec, "row": s.row} for s in specs]
-    return json.dumps(rows, indent=1)
 
 
 def cuda_is_asked(device: str) -> None:

@@ -209,7 +209,9 @@ def _carry(work: Work, specs: Sequence[RunSpec], options: Options) -> int:
     once = list({(spec.run_id, spec.track): spec for spec in specs}.values())
     if not once:
         return OK
-    with Console(len(once), work.say, live=work.live) as console:
+    folders = [options.runs_dir, options.leaderboards_dir]
+    seconds = expected(once, folders, judge.processor(), options.device).seconds
+    with Console(len(once), work.say, live=work.live, seconds=seconds) as console:
         return runner.carry_out(once, options, finished=console.finished, watching=console.watching)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import synthetic_results
 
 from bench import results
-from bench.expected import expected
+from bench.console import Console
+from bench.expected import Remaining, expected
 from bench.identity import run_id
 from bench.plan import RunSpec
 
@@ -73,6 +77,7 @@ def test_a_run_takes_what_its_images_and_its_evaluations_took(folder, asked, sec
     found = expected([asked], [folder], "Mine")
     assert found.core_seconds == pytest.approx(seconds)
     assert (found.unknown, found.earlier) == ({}, 3)
+    assert found.seconds == {"r": pytest.approx(seconds)}
 
 
 @pytest.mark.parametrize("spec", [{"image_size": 64}, {"precision": "bf16"}, {"threads": 2}])
@@ -121,3 +126,43 @@ def test_it_is_said_in_a_line(folder):
     many = [planned("simclr", "knn")] * 320
     assert str(expected(many, [folder], "Mine")) == "about 4.0 core-hours, as 3 earlier runs took"
     assert str(expected([], [folder], "Mine")) == "nothing"
+
+
+def test_what_is_left_follows_the_pace_of_the_runs_that_ended():
+    """Four runs of 10 s each, two at a time: the first took 20 s, so that the others will too."""
+    remaining = Remaining(dict.fromkeys("abcd", 10.0))
+    assert remaining.left({"a": 0.0, "b": 0.0}, 2) == pytest.approx(20)
+    assert remaining.left({"a": 5.0, "b": 5.0}, 2) == pytest.approx(15)
+    remaining.ended("a", 20.0)
+    assert remaining.left({"b": 20.0, "c": 0.0}, 1) == pytest.approx((0 + 20 + 20) / 2)
+    remaining.ended("b", None)  # diverged at once, which says nothing of the others
+    remaining.ended("c", 20.0)
+    assert remaining.left({"d": 5.0}, 0) == pytest.approx(15)
+    assert remaining.left({"d": 50.0}, 0) == 0
+
+
+def test_nothing_is_promised_where_a_run_is_unknown():
+    remaining = Remaining({"a": 10.0})
+    assert remaining.left({"a": 0.0}, 1) is None
+    assert remaining.left({}, 1) is None
+
+
+def test_the_longest_run_under_way_is_waited_for():
+    remaining = Remaining({"a": 100.0, "b": 1.0})
+    assert remaining.left({"a": 0.0, "b": 0.0}, 0) == pytest.approx(100)
+
+
+def test_a_terminal_shows_what_is_left_in_all(monkeypatch):
+    """Of a board whose runs are known; those that were finished before take nothing."""
+    shown = []
+    console = Console(3, lambda line: None, live=False, seconds={"a": 60.0, "b": 60.0, "c": 60.0})
+    monkeypatch.setattr(console, "_live", SimpleNamespace(update=shown.append))
+    monkeypatch.setattr("bench.console.read_progress", lambda folder: None)
+    runs = {name: replace(planned("simclr", "knn"), run_id=name) for name in "abc"}
+    monkeypatch.setattr(console, "print", lambda line: None)
+    console.finished(runs["a"], synthetic_results.result("simclr", 0), True)
+    active = SimpleNamespace(spec=runs["b"], folder=Path(), begun=time.monotonic())
+    console.watching([active], 1)
+    last = [list(column.cells)[-1] for column in shown[-1].columns]
+    assert last[0] == "1 waiting"
+    assert last[2] == "about 2 min 00 s left in all"

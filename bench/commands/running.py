@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from bench import display
 from bench.errors import UnknownName
 from bench.exits import NOTHING_LOADED, OK, SOME_FAILED
 from bench.options import FOLDER, POSITIVE, SECONDS, as_json, selecting
+
+if TYPE_CHECKING:
+    from bench.expected import Expected
 
 
 @click.command()
@@ -47,9 +50,10 @@ def run(json: bool, **options: Any) -> int:
         carried[key] = options[key]
     carrying = Options(**carried)
     live, say = sys.stdout.isatty() and not json, _to_stderr if json else click.echo
-    if line := _to_come(prepared.specs, carrying):
+    takes, line = _to_come(prepared.specs, carrying)
+    if line:
         say(line)
-    status = session.execute(prepared, carrying, say=say, live=live)
+    status = session.execute(prepared, carrying, say=say, live=live, seconds=takes.seconds)
     page = session.render(prepared, carrying)
     if json:
         runs = inventory.outcomes(prepared.specs, carrying)
@@ -66,14 +70,15 @@ def run(json: bool, **options: Any) -> int:
 @as_json
 def plan(json: bool, **options: Any) -> int:
     """Show what `bench run` would do, without doing it."""
-    from bench import inventory, session
+    from bench import inventory
     from bench.runner import Options
 
     prepared = _prepare(options)
     if prepared is None:
         return NOTHING_LOADED
     if json:
-        click.echo(session.as_json(prepared.specs))
+        keys = ("run_id", "track", "spec", "row")
+        click.echo(display.json([{k: getattr(s, k) for k in keys} for s in prepared.specs]))
         return OK
     page = prepared.page
     click.echo(f"{page['id']}: {page['data']} at {page['image_size']} px, {page['backbone']},")
@@ -85,13 +90,13 @@ def plan(json: bool, **options: Any) -> int:
         for spec, outcome in zip(prepared.specs, outcomes, strict=True)
     ]
     click.echo(display.table(("run", "steps", "variant", "state"), rows))
-    if line := _to_come(prepared.specs, Options(**planned)):
+    if line := _to_come(prepared.specs, Options(**planned))[1]:
         click.echo(f"\n{line}")
     return OK
 
 
-def _to_come(specs: list[Any], options: Any) -> str:
-    """Return how many runs are to do and what they will take; "" where nothing tells."""
+def _to_come(specs: list[Any], options: Any) -> tuple[Expected, str]:
+    """Return what the runs that are to do will take, and a line on that; "" where nothing tells."""
     from bench import judge, session
     from bench.expected import expected
     from bench.runner import result_path
@@ -100,7 +105,7 @@ def _to_come(specs: list[Any], options: Any) -> str:
     boards = session.published_folder().parent
     folders = dict.fromkeys((options.runs_dir, options.leaderboards_dir, boards))
     takes = expected(waiting, list(folders), judge.processor(), options.device)
-    return f"{len(waiting)} of {len(specs)} runs to do: {takes}" if takes.earlier else ""
+    return takes, f"{len(waiting)} of {len(specs)} runs to do: {takes}" if takes.earlier else ""
 
 
 @click.command()

@@ -47,9 +47,10 @@ def tune(
     never report. They are scored on validation; the test split is never opened. Goes on where it
     was stopped.
     """
-    from bench import tuning
+    from bench import judge, tuning
     from bench.commands.running import device_of
     from bench.console import Console
+    from bench.expected import expected
     from bench.runner import Options, carry_out
 
     session = tuning.prepare(
@@ -75,7 +76,9 @@ def tune(
     )
     # Trial by trial over all methods, so that a tuning that is stopped is as far with each.
     runs = [spec for turn in zip(*session.specs.values(), strict=True) for spec in turn]
-    with Console(len(runs), click.echo, live=sys.stdout.isatty()) as console:
+    takes = expected(runs, [runs_dir, leaderboards_dir], judge.processor(), options.device)
+    live = sys.stdout.isatty()
+    with Console(len(runs), click.echo, live=live, seconds=takes.seconds) as console:
         status = carry_out(runs, options, finished=console.finished, watching=console.watching)
     if status not in (OK, SOME_FAILED):
         return status
