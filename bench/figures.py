@@ -173,7 +173,8 @@ def sweep_svg(
     """Return the picture of metrics by a setting, on a logarithmic axis where it spans much.
 
     Args:
-        digits: significant ones of the numbers along the axis; None for all.
+        digits: significant ones of the numbers along the axis, of which near ones are left out;
+            None for all.
         methods: as in `cost_svg`.
     """
     labels = [sweep.label for sweep in sweeps]
@@ -182,7 +183,7 @@ def sweep_svg(
     def draw(axes) -> None:
         settings = sorted({point[0] for sweep in sweeps for point in sweep.points})
         if digits is not None:
-            settings = sorted({float(f"{setting:.{digits - 1}e}") for setting in settings})
+            settings = _spread(sorted({float(f"{s:.{digits - 1}e}") for s in settings}))
         if settings[0] > 0 and settings[-1] > 20 * settings[0]:
             axes.set_xscale("log")
             axes.minorticks_off()
@@ -206,6 +207,15 @@ def sweep_svg(
             axes.set_ylabel(_plain(sweeps[0].label), parse_math=False)
 
     return _svg(draw, rows_sha256(sweeps))
+
+
+def _spread(settings: Sequence[float]) -> list[float]:
+    """Return rising numbers without those nearer to the last than a label is wide."""
+    kept: list[float] = []
+    for setting in settings:
+        if not kept or setting - kept[-1] > 0.06 * (settings[-1] - settings[0]):
+            kept.append(setting)
+    return kept
 
 
 def _svg(draw: Callable[[Any], None], sha256: str) -> str:

@@ -220,3 +220,17 @@ def test_distances_far_apart_have_a_logarithmic_axis_and_accuracies_an_even_one(
     negative = [*far, Point("m5", "method", 9.0, 1.0, -1.0, 3.0)]  # an unbiased KID can be
     assert "1000" not in texts(cost_svg(negative))
     assert {"60", "80"} <= set(texts(cost_svg(POINTS)))
+
+
+def test_numbers_along_an_axis_stand_apart():
+    """Methods spend about what a budget of FLOPs buys, in whole steps of their own."""
+    lines = [
+        Sweep("a", ((644.0, 1, 0, 2), (1300.0, 2, 1, 3), (2600.0, 3, 2, 4))),
+        Sweep("b", ((652.0, 1, 0, 2), (1299.0, 2, 1, 3), (2570.0, 3, 2, 4))),
+    ]
+    shown = texts(sweep_svg(lines, xlabel="x", digits=2))
+    assert [label for label in ("640", "650", "1300", "2600") if label in shown] == [
+        "640",
+        "1300",
+        "2600",
+    ]
