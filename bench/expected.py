@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bench.results import Result
 
 SAME = ("backbone", "image_size", "precision", "threads")  # of the spec, or it says nothing
-TRIED = "studies/trials", "studies/results"  # of runs and of boards, beside their results
+TRIED = "studies/trials", "studies/results", "tuning"  # beside the results of runs and of boards
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Remaining:
 
 
 def _finished(method: str, folders: Sequence[Path]) -> Iterable[Result]:
-    places = [folder / name for folder in folders for name in ("results", *TRIED)]
+    once = dict.fromkeys(folder.resolve() for folder in folders)
+    places = [folder / name for folder in once for name in ("results", *TRIED)]
     for place in places:
         for file in sorted(place.glob(f"*/{method}-s*.json")):
             try:

@@ -102,6 +102,18 @@ def test_runs_of_this_machine_say_it_before_those_of_another(folder):
     assert expected([asked], [folder], "Another").core_seconds == pytest.approx(400 + 15)
 
 
+@pytest.mark.parametrize("place", ["results", "studies/trials", "studies/results", "tuning"])
+def test_runs_of_boards_studies_and_tunings_are_found_once(tmp_path, monkeypatch, place):
+    earlier(tmp_path / place, "simclr", training=30.0)
+    monkeypatch.chdir(tmp_path.parent)
+    reads = []
+    read = results.read
+    monkeypatch.setattr(results, "read", lambda file: reads.append(file) or read(file))
+    asked = [planned("simclr", "knn")]
+    assert expected(asked, [Path(tmp_path.name), tmp_path]).earlier == 1
+    assert len(reads) == 1
+
+
 def test_a_processor_says_nothing_of_a_card(folder):
     asked = planned("simclr", "knn")
     assert expected([asked], [folder], "Mine", "cuda").unknown == {"simclr": 1}

@@ -103,8 +103,8 @@ def _to_come(specs: list[Any], options: Any) -> tuple[Expected, str]:
 
     waiting = [spec for spec in specs if options.force or not result_path(spec, options).exists()]
     boards = session.published_folder().parent
-    folders = dict.fromkeys((options.runs_dir, options.leaderboards_dir, boards))
-    takes = expected(waiting, list(folders), judge.processor(), options.device)
+    folders = [options.runs_dir, options.leaderboards_dir, boards]
+    takes = expected(waiting, folders, judge.processor(), options.device)
     return takes, f"{len(waiting)} of {len(specs)} runs to do: {takes}" if takes.earlier else ""
 
 
