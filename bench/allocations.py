@@ -138,24 +138,26 @@ class Enough(BaseException):
 
 
 class FewChunks(nn.Module):
-    """A model whose `embed` is computed for the first two of a pass's chunks.
+    """A model whose `embed` is computed for the first two of a pass's chunks, and the last.
 
-    Those that follow hold no more at a time than the second: they get empty embeddings, and the
-    second's operations, backward ones too, count for each of them.
+    Those between hold no more at a time than the second: they get empty embeddings, and the
+    second's operations, backward ones too, count for each of them. The last is embedded in the
+    first pass alone (`bench.chunking`).
     """
 
     def __init__(self, model: nn.Module, log: StorageLog, chunks: int) -> None:
         super().__init__()
         self.model, self.log_, self.chunks = model, log, chunks
-        self._number = 0  # of the chunk within its pass
+        self._calls = 0  # of `embed` in the step
         self._begun = 0  # FLOPs before the second chunk
         self._shapes: list[tuple[torch.Size, torch.dtype]] = []
 
     def embed(self, *views: Tensor) -> tuple[Tensor, ...]:
-        number, self._number = self._number, (self._number + 1) % self.chunks
-        if number == 2:
-            self.log_.flops += (self.chunks - 2) * (self.log_.flops - self._begun)
-        if number >= 2:
+        number, last = self._calls % self.chunks, self.chunks - 1  # of the chunk within its pass
+        self._calls += 1
+        if number == 2 < last:
+            self.log_.flops += (last - 2) * (self.log_.flops - self._begun)
+        if 2 <= number < last:
             return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in self._shapes)
         self._begun = self.log_.flops
         outputs: tuple[Tensor, ...] = self.model.embed(*views)

@@ -36,6 +36,25 @@ def add_to_mean(means: list[Tensor], module: nn.Module, count: int) -> None:
 
 
 @contextlib.contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """Lend the module copies of its buffers; what runs inside moves these and not its own.
+
+    A graph that is built inside holds the copies: the module's own may change before its backward
+    pass, which autograd would refuse had it saved them.
+    """
+    copies = {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
+    places = [part._buffers for part in module.modules()]
+    own = [dict(buffers) for buffers in places]
+    for buffers in places:
+        buffers |= {n: copies[id(b)] for n, b in buffers.items() if b is not None}
+    try:
+        yield
+    finally:
+        for buffers, mine in zip(places, own, strict=True):
+            buffers |= mine
+
+
+@contextlib.contextmanager
 def kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Leave all buffers as they are now, whatever runs inside does to them.
 

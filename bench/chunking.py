@@ -1,11 +1,13 @@
 """Gradient caching: the gradient of a whole batch's loss with the memory of one chunk.
 
 Gao et al. 2021, https://arxiv.org/abs/2101.06983: embed without a graph, take the loss's gradient
-at the embeddings, then embed once more chunk by chunk and push that gradient through.
+at the embeddings, then embed once more chunk by chunk and push that gradient through. The last
+chunk is embedded once: its graph, no larger than any other's, waits for the loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,7 +30,7 @@ def cached_backward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Accumulate the gradients of `model.loss(*model.embed(*views))`; return loss and embeddings.
 
-    Random numbers of a chunk's two passes are equal: `seed_chunk(i)` seeds both. BatchNorm in
+    Random numbers of a chunk's passes are equal: `seed_chunk(i)` seeds both. BatchNorm in
     `embed` normalises one chunk at a time, as cards that do not synchronise would. Each chunk
     finds the buffers as they were before the step, and the step leaves their mean over the chunks,
     so that running statistics move once, towards the mean of the chunks' statistics. BatchNorm in
@@ -49,24 +51,30 @@ def cached_backward(
     moved = buffers.copied(model)
     parts = []
     for index, piece in enumerate(chunks):
+        last = index == len(chunks) - 1
         buffers.restore(model, before)
-        seed_chunk(index)
-        with torch.no_grad(), autocast():
-            parts.append(model.embed(*piece))
-        _check_rows(parts[-1], len(piece[0]))
-        buffers.add_to_mean(moved, model, index + 1)
+        with buffers.lent(model) if last else contextlib.nullcontext():
+            seed_chunk(index)
+            with torch.set_grad_enabled(last), autocast():
+                parts.append(model.embed(*piece))
+            _check_rows(parts[-1], len(piece[0]))
+            buffers.add_to_mean(moved, model, index + 1)
     buffers.restore(model, moved)
-    embeddings = [torch.cat(column) for column in zip(*parts, strict=True)]
-    del parts
-    for embedding in embeddings:
-        embedding.requires_grad_(embedding.is_floating_point())
+    *earlier, kept = parts
+    leaves = []  # an empty list for a batch of one chunk
+    for index, output in enumerate(kept if earlier else ()):
+        leaf = torch.cat([part[index] for part in earlier])
+        leaves.append(leaf.requires_grad_(output.requires_grad))  # keys carry no gradient
+    del parts, earlier
+    embeddings = [torch.cat(pair) for pair in zip(leaves, kept, strict=True)] if leaves else kept
+    del kept
 
     seed_chunk(LOSS)
     with autocast():
         loss = model.loss(*embeddings)
     after = buffers.copied(model)
-    loss.backward()
-    _push(model, chunks, [e.grad for e in embeddings], before, seed_chunk, autocast)
+    loss.backward()  # and through the last chunk
+    _push(model, chunks[:-1], [leaf.grad for leaf in leaves], before, seed_chunk, autocast)
     buffers.restore(model, after)
     return loss.detach(), tuple(e.detach() for e in embeddings)
 
@@ -90,7 +98,7 @@ def _push(
         live = [
             (output, gradient[rows])
             for output, gradient in zip(outputs, gradients, strict=True)
-            if output.requires_grad and gradient is not None  # keys carry none
+            if output.requires_grad and gradient is not None
         ]
         if live:
             torch.autograd.backward(*(list(column) for column in zip(*live, strict=True)))

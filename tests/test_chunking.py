@@ -178,8 +178,9 @@ def test_both_passes_draw_the_same_dropout_and_paths(tmp_path: Path) -> None:
     trainer(tmp_path, chunk=8).fit(model, views=(jitter, jitter), **OPTIONS)
     first = [outputs for tracked, outputs in model.record if not tracked]
     second = [outputs for tracked, outputs in model.record if tracked]
-    assert len(first) == len(second) == 3
-    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+    assert len(first) == 2  # the last chunk is embedded once, and before the others' second time
+    assert len(second) == 3
+    assert all(torch.equal(one, two) for one, two in zip(first, second[1:], strict=True))
 
     again = Recorded(backbone("test_vit", **args), HEADLESS)
     again.record = []

@@ -142,6 +142,7 @@ def test_a_run_saves_memory_as_its_spec_says(tmp_path: Path) -> None:
     weights = [r.artifacts["backbone.safetensors"].sha256 for r in (usual, again, chunks)]
     assert weights[0] == weights[1] != weights[2]  # BatchNorm of 8 images is another
     assert (usual.cost.passes_with_grad, usual.cost.passes_without_grad) == (2, 0)
-    assert (chunks.cost.passes_with_grad, chunks.cost.passes_without_grad) == (2, 2)
+    assert chunks.cost.passes_with_grad == 2
+    assert chunks.cost.passes_without_grad == pytest.approx(2 * 2 / 3, abs=1e-4)  # of 3 chunks, 2
     assert refused.status == "unsupported"
     assert refused.reason == "chunks need embed and loss; RotNet has not both"

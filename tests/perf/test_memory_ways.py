@@ -13,6 +13,7 @@ import torch
 from bench_plugins import simclr
 from test_ratios import ratio
 
+from bench import heap
 from bench.backbones import build
 from bench.buffers import kept
 from bench.chunking import cached_backward
@@ -21,7 +22,8 @@ BATCH, SIZE = 256, 32
 
 
 def step(*, chunk: int | None = None, again: bool = False) -> Callable[[], None]:
-    """Return one step on ready-made views, as the engine makes it."""
+    """Return one step on ready-made views, as the engine makes it in a run's process."""
+    heap.keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = build({"name": "test_resnet", "args": {}, "stem": None}, SIZE)
