@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import textwrap
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.identity import digest
+from bench.placing import apart, beside, plain, spans_much, spread
 
 ROWS_MARK = "rows sha256:"
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
 _GREY = "#767676"
 _STYLES = (("o", "-"), ("s", "--"), ("^", ":"))  # of the first six methods, the next six, ...
-_WIDE, _HIGH = 400.0, 215.0  # what is drawn, in points, about
 _SETTINGS = {
     "svg.hashsalt": "bench",
     "svg.fonttype": "none",
@@ -140,13 +138,13 @@ def tuning_svg(
         longest = max(len(curve.scores) for curve in ordered)
         ends = [curve.scores[-1] for curve in ordered]
         scores = [score for curve in ordered for score in curve.scores]
-        places = _apart(ends, scores)
+        places = apart(ends, scores)
         for curve, place in zip(ordered, places, strict=True):
             color, style = look[curve.label].color, look[curve.label].line
             trials = range(1, len(curve.scores) + 1)
             axes.plot(trials, curve.scores, style, color=color, linewidth=1.2, marker=".")
             axes.annotate(
-                _plain(curve.label),
+                plain(curve.label),
                 (len(curve.scores), place),
                 xytext=(8, 0),
                 textcoords="offset points",
@@ -183,7 +181,7 @@ def sweep_svg(
     def draw(axes) -> None:
         settings = sorted({point[0] for sweep in sweeps for point in sweep.points})
         if digits is not None:
-            settings = _spread(sorted({float(f"{s:.{digits - 1}e}") for s in settings}))
+            settings = spread(sorted({float(f"{s:.{digits - 1}e}") for s in settings}))
         if settings[0] > 0 and settings[-1] > 20 * settings[0]:
             axes.set_xscale("log")
             axes.minorticks_off()
@@ -195,27 +193,18 @@ def sweep_svg(
                 [high - mean for mean, high in zip(means, highs, strict=True)],
             ]
             color, style = look[sweep.label].color, f".{look[sweep.label].line}"
-            label = _plain(sweep.label)
+            label = plain(sweep.label)
             axes.errorbar(
                 places, means, yerr=errors, color=color, fmt=style, capsize=2, label=label
             )
-        axes.set_xlabel(_plain(xlabel), parse_math=False)
+        axes.set_xlabel(plain(xlabel), parse_math=False)
         if len(sweeps) > 1:
             axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
-            axes.set_ylabel(_plain(ylabel), parse_math=False)
+            axes.set_ylabel(plain(ylabel), parse_math=False)
         else:
-            axes.set_ylabel(_plain(sweeps[0].label), parse_math=False)
+            axes.set_ylabel(plain(sweeps[0].label), parse_math=False)
 
     return _svg(draw, rows_sha256(sweeps))
-
-
-def _spread(settings: Sequence[float]) -> list[float]:
-    """Return rising numbers without those nearer to the last than a label is wide."""
-    kept: list[float] = []
-    for setting in settings:
-        if not kept or setting - kept[-1] > 0.06 * (settings[-1] - settings[0]):
-            kept.append(setting)
-    return kept
 
 
 def _svg(draw: Callable[[Any], None], sha256: str) -> str:
@@ -245,7 +234,7 @@ def _draw(axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
     """Draw points with their intervals, and lines across for rows without training."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    as_is = FuncFormatter(lambda value, _: f"{value:g}")
     trained = [point for point in points if point.seconds > 0]
     ends = [end for point in points for end in (point.low, point.accuracy, point.high)]
     if trained:
@@ -253,16 +242,16 @@ def _draw(axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
         axes.set_xscale("log")
         axes.set_xlim(min(seconds) / 1.5, max(seconds) * 2.2)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(plain)
+        axes.xaxis.set_major_formatter(as_is)
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xticks([])
-    if _spans_much(ends):
+    if spans_much(ends):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_major_formatter(as_is)
         axes.yaxis.set_minor_formatter(NullFormatter())
-    for point, (x, y, align) in zip(points, _beside(points, ends), strict=True):
+    for point, (x, y, align) in zip(points, beside(points, ends), strict=True):
         color, marker = look[point.label].color, look[point.label].marker
         if point.seconds > 0:
             errors = [[max(point.accuracy - point.low, 0)], [max(point.high - point.accuracy, 0)]]
@@ -281,7 +270,7 @@ def _draw(axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
             axes.axhline(point.accuracy, color=color, linewidth=0.8, linestyle=(0, (4, 3)))
             anchor, transform = (0.005, point.accuracy), axes.get_yaxis_transform()
         axes.annotate(
-            _plain(point.label),
+            plain(point.label),
             anchor,
             xycoords=transform,
             xytext=(x, y),
@@ -293,93 +282,6 @@ def _draw(axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
         )
 
 
-def _spans_much(values: Sequence[float]) -> bool:
-    """Return whether values are all above 0 and too far from each other for an even axis."""
-    return min(values, default=0) > 0 and max(values) > 8 * min(values)
-
-
-def _beside(points: Sequence[Point], ends: Sequence[float]) -> list[tuple[float, float, str]]:
-    """Return where each point's label stands: points right and up of it, and its alignment.
-
-    Labels are set one after the other, each at the nearest place, right or left of its point and
-    up or down from it, where it covers no label, no point and as few intervals as can be.
-    """
-    height = math.log if _spans_much(ends) else float
-    lowest, highest = (height(end(ends)) for end in (min, max))
-    scale = _HIGH / 1.1 / max(highest - lowest, 1e-9)
-    logs = [math.log(point.seconds) for point in points if point.seconds > 0]
-    left, right = (min(logs) - math.log(1.5), max(logs) + math.log(2.2)) if logs else (0.0, 1.0)
-
-    def place(point: Point) -> tuple[float, float]:
-        x = (math.log(point.seconds) - left) / (right - left) * _WIDE if point.seconds > 0 else 0.0
-        return x, (height(point.accuracy) - lowest) * scale
-
-    marks, bars = [], []
-    for point in points:
-        x, y = place(point)
-        if point.seconds > 0:
-            marks.append((x - 4, y - 4, x + 4, y + 4))
-            low, high = ((height(end) - lowest) * scale for end in (point.low, point.high))
-            bars.append((x - 2, low, x + 2, high))
-        else:
-            bars.append((0.0, y - 0.5, _WIDE, y + 0.5))
-    labels: list[tuple[float, float, float, float]] = []
-    found = []
-    for point in points:
-        x, y = place(point)
-        wide = 5.2 * len(_plain(point.label))
-        trained = point.seconds > 0
-        tried = []
-        for step in range(2 * len(points) + 3):
-            up = 4.0 * (step // 2 + step % 2) * (-1 if step % 2 else 1) + (0 if trained else 8)
-            for align in ("left", "right") if trained else ("left",):
-                start = (x + 8 if align == "left" else x - 8 - wide) if trained else 2.0
-                box = (start, y + up - 5, start + wide, y + up + 5)
-                outside = max(-start, start + wide - _WIDE - 8, 0.0)
-                cost = (
-                    1000 * sum(_meet(box, other) for other in labels)
-                    + 300 * sum(_meet(box, other) for other in marks)
-                    + 12 * sum(_meet(box, other) for other in bars)
-                    + 10 * outside
-                    + abs(up)
-                    + (3 if align == "right" else 0)
-                )
-                offset = (8.0 if align == "left" else -8.0) if trained else 0.0
-                tried.append((cost, len(tried), (offset, up, align), box))
-        _, _, chosen, box = min(tried)
-        labels.append(box)
-        found.append(chosen)
-    return found
-
-
-def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether two boxes, left, low, right, high, have an area in common."""
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _apart(ends: Sequence[float], shown: Sequence[float]) -> list[float]:
-    """Return where the labels of falling ends stand so that none covers another.
-
-    Labels move down, and where there is no room left above the lowest of `shown`, the values along
-    the axis, up.
-    """
-    lowest = min(shown, default=0)
-    least = 0.055 * max(max(shown, default=0) - lowest, 1.0)
-    places: list[float] = []
-    for end in ends:
-        places.append(min([end, *(place - least for place in places[-1:])]))
-    for at in reversed(range(len(ends))):
-        below = [place + least for place in places[at + 1 : at + 2]]
-        places[at] = max([places[at], lowest, *below])
-    return places
-
-
 def _broken(label: str) -> str:
     """Return an axis's name in lines that fit beside it."""
-    return "\n".join(textwrap.wrap(_plain(label, 120), 48))
-
-
-def _plain(label: str, most: int = 60) -> str:
-    """Return a label without characters that XML, or a reader, cannot take."""
-    line = " ".join(str(label).split())
-    return "".join(mark for mark in line if unicodedata.category(mark)[0] != "C")[:most]
+    return "\n".join(textwrap.wrap(plain(label, 120), 48))
