@@ -26,6 +26,7 @@ FILE = "ledger.jsonl"
 FIRST = "0" * 64  # what the first line has for the hash of a line before it
 MANY_READS = 3  # configurations of one method; more are marked
 KEYS = (
+    "code",
     "configuration",
     "distribution",
     "method",
@@ -37,6 +38,7 @@ KEYS = (
     "time",
     "track",
 )
+OLDER_KEYS = KEYS[1:]  # lines until 29 November 2026 do not say which code was run
 
 
 def usual_folder() -> Path:
@@ -95,7 +97,7 @@ def _parsed(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for number, raw in enumerate(content.rstrip(b"\n").split(b"\n") if content else [], start=1):
         try:
             line = json.loads(raw)
-            if not isinstance(line, dict) or tuple(sorted(line)) != KEYS:
+            if not isinstance(line, dict) or tuple(sorted(line)) not in (KEYS, OLDER_KEYS):
                 raise ValueError("other keys than a line of the ledger has")
         except ValueError as error:
             found.append(f"{path.name} line {number}: not a line of the ledger ({error})")
@@ -123,6 +125,7 @@ def of_run(
     from bench.results import spec_group
 
     return {
+        "code": code.get("plugin_sha256", ""),
         "configuration": spec_group(spec),
         "distribution": code.get("distribution", ""),
         "method": spec["method"],
@@ -137,16 +140,17 @@ def of_run(
 def test_reads(lines: Iterable[Mapping[str, Any]], result: Result, track: Mapping[str, Any]) -> int:
     """Return how many configurations of a row's method were ever evaluated on this test split.
 
-    A method is what one distribution ships under one name. The split is known by its hash, so a
-    track that is changed in another place counts too; by the track's name where a page has none.
+    A method is what one distribution ships under one name; the same settings of changed code are
+    another configuration. The split is known by its hash, so a track that is changed in another
+    place counts too; by the track's name where a page has none.
     """
     sha256 = track.get("test_sha256")
     owner = (result.code.distribution, result.method)
-    return len(
-        {
-            line["configuration"]
-            for line in lines
-            if (line["distribution"], line["method"]) == owner
-            and (line["test_sha256"] == sha256 if sha256 else line["track"] == track["id"])
-        }
-    )
+    read = {
+        (line["configuration"], line.get("code"))
+        for line in lines
+        if (line["distribution"], line["method"]) == owner
+        and (line["test_sha256"] == sha256 if sha256 else line["track"] == track["id"])
+    }
+    told = {configuration for configuration, code in read if code is not None}
+    return sum(code is not None or configuration not in told for configuration, code in read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from bench import ledger
 from bench.errors import UserError
 
 LINE = {
+    "code": "a",
     "configuration": "c0",
     "distribution": "d",
     "method": "m",
@@ -52,6 +54,30 @@ def test_whatever_is_done_to_a_line_is_seen(tmp_path, damage):
     path.write_text("\n".join(lines) + "\n")
     assert len(ledger.problems(path)) >= 1
     assert all(found.startswith("ledger.jsonl line ") for found in ledger.problems(path))
+
+
+def test_changed_code_is_another_read_and_older_lines_still_count():
+    older = {key: value for key, value in LINE.items() if key != "code"}
+    owner = SimpleNamespace(code=SimpleNamespace(distribution="d"), method="m")
+    page = {"id": "digits", "test_sha256": "t"}
+
+    def count(*lines):
+        return ledger.test_reads(lines, owner, page)
+
+    assert count(LINE, LINE | {"seed": 1}) == 1
+    assert count(LINE, LINE | {"code": "b"}, LINE | {"code": "c"}) == 3  # --force after an edit
+    assert count(older, older | {"configuration": "c1"}) == 2
+    assert count(older, LINE) == 1  # the same configuration, published before codes were noted
+    assert count(older, LINE, LINE | {"code": "b"}) == 2
+
+
+def test_a_chain_goes_on_from_lines_that_name_no_code(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    older = {key: value for key, value in LINE.items() if key != "code"}
+    ledger.append(path, older)
+    ledger.append(path, LINE)
+    assert ledger.problems(path) == []
+    assert [line.get("code") for line in ledger.read(path)] == [None, "a"]
 
 
 def test_a_line_torn_by_a_crash_does_not_swallow_the_next(tmp_path):
