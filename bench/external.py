@@ -81,7 +81,8 @@ def evaluate_run(
     for name in names:
         protocol = evaluations.protocol(name, {})
         if protocol.hash not in kept.evaluations:
-            found = {protocol.hash: judge.entry(protocol, subject, spec["seed"])}
+            shown = noisy.seen_by([protocol], subject, backbone)[protocol.hash]
+            found = {protocol.hash: judge.entry(protocol, shown, spec["seed"])}
             if kind != kept.row.input:
                 noisy.store_plain(found, [protocol], subject, backbone, spec["seed"])
             entry = results.EvaluationEntry.model_validate(found[protocol.hash])

@@ -148,8 +148,13 @@ def _evaluate(
             read_samples(folder, watch.outcome, protocols, spec["image_size"]),
             cache=Path(orders["arrays"]).parent / "features",
         )
-        entries = all_entries(protocols, subject, spec["seed"])
-        if kind != orders["row"]["input"]:
+        if kind == orders["row"]["input"]:
+            entries = all_entries(protocols, subject, spec["seed"])
+        else:
+            shown = noisy.seen_by(protocols, subject, backbone)
+            entries = {}
+            for protocol in protocols:
+                entries |= all_entries([protocol], shown[protocol.hash], spec["seed"])
             noisy.store_plain(entries, protocols, subject, backbone, spec["seed"])
         write_sheets(folder, subject)
         if orders["plugin"] is not None:

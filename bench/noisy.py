@@ -3,6 +3,7 @@
 A network that learnt to predict noise knows images at every level of it, and what a probe finds in
 its features depends on the level (Baranchuk et al. 2022; Xiang et al. 2023). The harness chooses it
 for every such method in the same way, on validation labels alone, before any protocol runs.
+Protocols of scarce labels have the constant level instead: a choice would have seen other labels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from bench.evaluations import Protocol, Subject
 
 STEPS = (0, 25, 50, 100, 200, 400)  # of the linear schedule of 1,000, from least noise to most
-USUAL = 50  # where there is no validation split to choose on
+USUAL = 50  # where there is no validation split to choose on, or no label for a choice
 MOST = 2000  # training and validation images that the choice looks at
 NEIGHBOURS = 20
 
@@ -40,6 +41,22 @@ def resolve(kind: str, backbone: nn.Module, dataset: Dataset, split: Split) -> s
         return f"noisy({USUAL})"
     scores = {step: _score(f"noisy({step})", backbone, dataset, split) for step in STEPS}
     return f"noisy({max(STEPS, key=lambda step: (scores[step], -step))})"
+
+
+def level(protocol: Protocol, kind: str) -> str:
+    """Return the input kind at which a protocol sees a backbone whose chosen one is `kind`."""
+    return f"noisy({USUAL})" if protocol.label_scarce and kind.startswith("noisy(") else kind
+
+
+def seen_by(protocols: list[Protocol], subject: Subject, backbone: nn.Module) -> dict[str, Subject]:
+    """Return what each protocol is shown, by its hash: the subject, or one at another level."""
+    at = {subject.kind: subject}
+    for kind in {level(protocol, subject.kind) for protocol in protocols} - set(at):
+        found = features.extract(
+            backbone, subject.dataset, subject.split, kind=kind, test=subject.test
+        )
+        at[kind] = dataclasses.replace(subject, features=found, kind=kind)
+    return {protocol.hash: at[level(protocol, subject.kind)] for protocol in protocols}
 
 
 def _score(kind: str, backbone: nn.Module, dataset: Dataset, split: Split) -> float:
@@ -78,4 +95,5 @@ def store_plain(
             continue
         found = protocol.evaluate(plain, seed)
         numbers = {"validation": found.validation, "metrics": found.metrics}
-        entries[protocol.hash]["chosen"] |= {"input": subject.kind, "rgb": numbers}
+        shown = level(protocol, subject.kind)
+        entries[protocol.hash]["chosen"] |= {"input": shown, "rgb": numbers}

@@ -122,6 +122,25 @@ def test_integrity_accepts_noisy_features() -> None:
     assert integrity.batch_dependence(net, images, "noisy(50)") == []
 
 
+def test_protocols_of_scarce_labels_have_the_constant_step() -> None:
+    plain = subject()
+    backbone = plain.backbone()
+    seen = features.extract(backbone, plain.dataset, plain.split, kind="noisy(400)")
+    shown = dataclasses.replace(plain, features=seen, kind="noisy(400)")
+    few = {"labels_per_class": [1, 5], "draws": [3, 3]}
+    scarce = [protocol("few_labels", few), protocol("finetune", {"labels_per_class": 5})]
+    protocols = [protocol("knn"), protocol("finetune"), *scarce]
+    at = noisy.seen_by(protocols, shown, backbone)
+    assert [at[p.hash].kind for p in protocols] == ["noisy(400)"] * 2 + ["noisy(50)"] * 2
+    expected = features.extract(backbone, plain.dataset, plain.split, kind="noisy(50)")
+    blind = at[scarce[0].hash]
+    assert torch.equal(blind.features.train["last"], expected.train["last"])
+    entries = judge.all_entries(scarce[:1], blind, 0)
+    noisy.store_plain(entries, scarce[:1], shown, backbone, 0)
+    assert entries[scarce[0].hash]["chosen"]["input"] == "noisy(50)"
+    assert noisy.seen_by(protocols, plain, backbone)[scarce[0].hash] is plain
+
+
 def test_entries_keep_the_step_and_the_plain_numbers() -> None:
     plain = subject()
     backbone = plain.backbone()

@@ -146,6 +146,11 @@ class Protocol:
     needs: str = "features"
     extra: str = ""
 
+    @property
+    def label_scarce(self) -> bool:
+        """Return whether no label outside a draw may be used, not even for a choice."""
+        return bool(self.settings.get("labels_per_class"))
+
     def applies(self, subject: Subject) -> bool:
         """Return whether there is something to evaluate; raw pixels have no backbone to train, and
         most methods draw no images."""
