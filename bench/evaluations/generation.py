@@ -104,7 +104,9 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
         scores["fd"] = frechet.distance(drawn[:count], near)
     metrics, stamps = measure(drawn, real, seed=seed)
     if samples.labels is not None:
-        metrics |= class_metrics(subject, extractor, drawn, samples.labels, real, rows, seed)
+        found, said = class_metrics(subject, extractor, drawn, samples.labels, real, rows, seed)
+        metrics |= found
+        stamps += said
     copied = copies(samples.images, train, held, subject, seed)
     metrics["memorisation"] = 100.0 * copied.auc
     if copied.accused:
@@ -136,30 +138,39 @@ def class_metrics(
     real: Tensor,
     rows: np.ndarray,
     seed: int,
-) -> dict[str, float]:
-    """Return what two classifiers say of samples that were drawn for classes, in percent."""
+) -> tuple[dict[str, float], list[str]]:
+    """Return what two classifiers say of samples that were drawn for classes, in percent, and a
+    remark where one of them cannot be asked."""
     labels, count = torch.from_numpy(asked), len(subject.dataset.class_names)
     scale = standardiser(real)
     solution = solve(
         scale(real), subject.features.train_labels[rows], num_classes=count, l2=[CLASSIFIER_L2]
     )
     named = classes.accuracy(solution.logits(scale(drawn))[0].argmax(1), labels, num_classes=count)
+    found = {"class_accuracy": named.top1, "class_accuracy_least": named.least}
     split = "test" if subject.test else "validation"
-    images = subject.images(split)[:USUAL_IMAGES]
-    known = getattr(subject.features, f"{split}_labels")[:USUAL_IMAGES]
+    known = getattr(subject.features, f"{split}_labels")
+    shown = scored_rows(known, seed)
+    if absent := sorted(set(range(count)) - set(known[shown].tolist())):
+        return found, [f"no classification accuracy score: no {split} image of class {absent[0]}"]
     score = classes.accuracy_score(
         drawn,
         labels,
-        seen(extractor, images, subject),
-        known,
+        seen(extractor, subject.images(split)[shown], subject),
+        known[shown],
         num_classes=count,
         seed=stream(seed, "evaluate", ID, 4),
     )
-    return {
-        "class_accuracy": named.top1,
-        "class_accuracy_least": named.least,
-        "classification_accuracy_score": score.accuracy.top1,
-    }
+    return found | {"classification_accuracy_score": score.accuracy.top1}, []
+
+
+def scored_rows(labels: Tensor, seed: int) -> np.ndarray:
+    """Return which images the classification accuracy score is over, ascending: the first 2,000,
+    or where these lack a class, as in a folder sorted by class, 2,000 drawn by the seed."""
+    if len(labels[:USUAL_IMAGES].unique()) == len(labels.unique()):
+        return np.arange(min(USUAL_IMAGES, len(labels)))
+    order = np.random.default_rng(stream(seed, "evaluate", ID, 5)).permutation(len(labels))
+    return np.sort(order[:USUAL_IMAGES])
 
 
 def measure(drawn: Tensor, real: Tensor, *, seed: int) -> tuple[dict[str, float], list[str]]:

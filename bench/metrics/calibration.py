@@ -23,7 +23,7 @@ def sets(
     """Return a reference and the sets to measure against it, `count` images each.
 
     Reference and `train_half` share no image; blur, noise and JPEG are done to `train_half`. The
-    sets: train_half, test, one_class (the first class of which enough images are not in the
+    sets: train_half, test, one_class (the first class of which half as many images are not in the
     reference, their mirror images after themselves), copied (the reference itself), blur, noise,
     jpeg.
 
@@ -48,9 +48,9 @@ def sets(
     order = generator.permutation(len(train))
     rows, others = order[:count], order[count:]
     labels, sizes = np.unique(train_labels[others], return_counts=True)
-    if 2 * sizes.max() < count:
+    enough = 2 * sizes >= count  # the same class for every seed, unless its number is at the edge
+    if not enough.any():
         raise ValueError(f"no class has {count} images outside the reference, but {sizes.max()}")
-    enough = sizes >= min(count, sizes.max())
     one_class = train[others[train_labels[others] == labels[enough][0]]]
     one_class = np.concatenate([one_class, one_class[:, :, :, ::-1]])[:count]
     half = train[others[:count]]

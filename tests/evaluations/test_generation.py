@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from subjects import CLASSES, SIZE, dataset, subject
 
 from bench import evaluations, features, judge
 from bench.data import Dataset
 from bench.errors import UserError
-from bench.evaluations import Evaluation, Subject
+from bench.evaluations import Evaluation, Subject, generation
 from bench.sampling import Samples
 
 SETTINGS = {"samples": 120, "reference": 120, "extractor": "pixels", "allow_small": True}
@@ -87,6 +88,32 @@ def test_a_prototype_per_class_passes_the_first_measure_and_fails_the_second(
     assert shuffled.metrics["class_accuracy"] < 30
     scores = [f.metrics["classification_accuracy_score"] for f in (honest, collapsed)]
     assert scores[0] > scores[1] + 15
+
+
+def test_a_test_split_sorted_by_class_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder of classes lies: its first images are of few of them."""
+    monkeypatch.setattr(generation, "USUAL_IMAGES", 120)
+    ordered = data()
+    order = np.argsort(ordered.labels["test"], kind="stable")
+    ordered.images["test"] = ordered.images["test"][order]
+    ordered.labels["test"] = ordered.labels["test"][order]
+    images, labels = squares(120, 9)
+    found = measured(subject(data=ordered), images, labels)
+    assert found.metrics["classification_accuracy_score"] > 60
+    mixed = torch.from_numpy(data().labels["test"])
+    assert generation.scored_rows(mixed, 0).tolist() == list(range(120))
+
+
+def test_a_class_without_test_images_has_no_score_and_loses_nothing_else() -> None:
+    lacking = data()
+    kept = lacking.labels["test"] != 2
+    for part in (lacking.images, lacking.labels):
+        part["test"] = part["test"][kept]
+    images, labels = squares(120, 9)
+    found = measured(subject(data=lacking), images, labels)
+    assert "classification_accuracy_score" not in found.metrics
+    assert found.metrics["class_accuracy"] > 60
+    assert "no classification accuracy score: no test image of class 2" in found.stamps
 
 
 def test_a_closed_test_split_gives_validation_scores_alone() -> None:

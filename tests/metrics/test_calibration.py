@@ -60,6 +60,19 @@ def test_they_depend_on_the_seed_alone() -> None:
     assert not np.array_equal(first[0], other[0])
 
 
+def test_one_class_is_the_same_class_for_every_seed() -> None:
+    """Not the largest of what the draw leaves, which is another one every time."""
+    generator = np.random.Generator(np.random.PCG64(1))
+    labels = generator.permutation(np.repeat(np.arange(10), 100))
+    train = np.zeros((1000, 1, 4, 4), np.uint8) + labels[:, None, None, None].astype(np.uint8)
+    classes = set()
+    for seed in range(6):
+        _, found = calibration.sets(train, labels, train, count=100, seed=seed)
+        (only,) = np.unique(found["one_class"])
+        classes.add(int(only))
+    assert classes == {0}
+
+
 def test_the_distance_puts_them_in_order() -> None:
     reference, sets = drawn()
 
