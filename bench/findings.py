@@ -106,7 +106,7 @@ def _finding(
         contrast,
         "judged",
         estimate=found,
-        verdict=_judge(contrast, found),
+        verdict=_judge(contrast, found, of_runs=True),
         sides=tuple(sides),
         holds=record.holds,
     )
@@ -118,9 +118,10 @@ def _estimate(contrast: Contrast, sides: Sequence[Measured]) -> Estimate:
     return contrasts.regret({(s.side.group, s.side.option): s.values for s in sides})
 
 
-def _judge(contrast: Contrast, found: Estimate) -> Verdict:
+def _judge(contrast: Contrast, found: Estimate, *, of_runs: bool = False) -> Verdict:
     bounds = (contrast.range[0], contrast.range[1]) if contrast.range else None
-    return judge(found, rule=contrast.rule, delta=contrast.delta, bounds=bounds)
+    rule, delta = contrast.rule, contrast.delta
+    return judge(found, rule=rule, delta=delta, bounds=bounds, of_runs=of_runs)
 
 
 def _cells(sides: Sequence[Measured], measure: str = "difference") -> list[contrasts.Cell]:

@@ -55,12 +55,19 @@ def within(value: float, low: float, high: float, least: float, most: float) -> 
 
 
 def judge(
-    found: Estimate, *, rule: str, delta: float = 0.0, bounds: tuple[float, float] | None = None
+    found: Estimate,
+    *,
+    rule: str,
+    delta: float = 0.0,
+    bounds: tuple[float, float] | None = None,
+    of_runs: bool = False,
 ) -> Verdict:
     """Return the verdict on a contrast.
 
     Args:
         rule: superiority, non-inferiority or within; `bounds` belong to the last.
+        of_runs: whether the values are those of trained runs, of which one decides nothing; an
+            estimate that no seed changes may be one value.
 
     Raises:
         ValueError: another rule, or within without bounds.
@@ -76,9 +83,9 @@ def judge(
         raise ValueError(f"no rule {rule!r} with bounds {bounds!r}")
 
     said = word(found.value, found.low, found.high)
+    if found.n < 2 and (of_runs or said == UNDECIDED):
+        return Verdict(UNDECIDED, "a single seed tells nothing of the spread over seeds")
     if said == UNDECIDED:
-        if found.n < 2:
-            return Verdict(said, "a single seed tells nothing of the spread over seeds")
         seeds = seeds_until(found, lambda *interval: word(*interval) != UNDECIDED)
         return Verdict(said, _note(found, seeds), seeds)
     if rule == "non-inferiority" and said == REPRODUCED:

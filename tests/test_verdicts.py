@@ -105,6 +105,9 @@ def test_an_undecided_claim_that_no_seeds_decide_says_why():
 def test_one_seed_decides_nothing_alone():
     said = judge(found(1.0, 3.0, n=1), rule="superiority", delta=2.0)
     assert "a single seed" in said.note
+    sure = found(5.0, 0.0, n=1)  # without images a single run's interval has no width
+    assert judge(sure, rule="superiority", delta=2.0, of_runs=True).word == UNDECIDED
+    assert judge(sure, rule="superiority", delta=2.0).word == REPRODUCED  # an exact estimate's
 
 
 def test_non_inferiority_says_on_which_side_it_is():
