@@ -80,8 +80,14 @@ def plus_minus(cell: Cell) -> str:
     return f"{cell.mean:.{places}f} ± {cell.half_width:.{places}f}"
 
 
+def measured(value: float, *, digits: int = 3) -> str:
+    """Return a measured number as `short` does, 0 as "0"."""
+    return short(value, digits=digits) or "0"
+
+
 def short(value: float, *, digits: int = 3) -> str:
-    """Return a number with `digits` significant digits, never in exponents; "" for 0."""
+    """Return a number with `digits` significant digits, never in exponents; "" for 0, which costs
+    have where they were not measured."""
     if not value:
         return ""
     exponent = int(f"{value:.{digits - 1}e}".split("e")[1])

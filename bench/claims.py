@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bench import records, sweeps
-from bench.cells import decimals, short, table, text
+from bench.cells import decimals, measured, table, text
 from bench.claim import Claim, Contrast, Metric, load_claim, shipped
 from bench.contrasts import Estimate
 from bench.errors import UserError
@@ -211,7 +211,7 @@ def _study(finding: Finding) -> list[str]:
     blocks = [text(procedure, longest=LONG)] if procedure else []
     if finding.shown:
         names = sorted(finding.shown, key=_natural)
-        rows = [[text(name.replace("_", " ")), short(finding.shown[name])] for name in names]
+        rows = [[text(name.replace("_", " ")), measured(finding.shown[name])] for name in names]
         blocks.append(table(["mean over seeds", "value"], rows, "lr"))
     if finding.stamps:
         blocks.append("\n".join(f"- {text(stamp)}" for stamp in finding.stamps))
@@ -249,8 +249,8 @@ def _sides(claim: Claim, sides: Sequence[Measured], leaderboards_dir: Path) -> l
                 f"{side.side.weight:+g}",
                 str(side.cell.batch_size),
                 text(side.cell.budget),
-                short(float(side.values.mean()), digits=4),
-                *(short(side.beside[key]) for key in beside),
+                measured(float(side.values.mean()), digits=4),
+                *(measured(side.beside[key]) for key in beside),
                 _tuned(side.cell),
                 _links(side.cell, leaderboards_dir),
             ]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from urllib.parse import quote
 
-from bench.cells import join, numbers, paper, passes, plus_minus, short, table, text
+from bench.cells import join, measured, numbers, paper, passes, plus_minus, short, table, text
 from bench.columns import Column
 from bench.ledger import MANY_READS
 from bench.ranking import may_rank
@@ -133,11 +133,13 @@ def _letters(name: str) -> str:
 
 
 def _accuracy(board: Board, row: TableRow, column: Column) -> str:
-    cell = board.cells.get((row.key, column))
+    cell, values = board.cells.get((row.key, column)), column.values(row.good)
+    if not values:
+        return ""
+    some = f" ({len(values)}/{len(row.good)})" if len(values) < len(row.good) else ""
     if cell is None:
-        values = column.values(row.good)
-        return short(sum(values) / len(values)) if values else ""
-    shown = plus_minus(cell)
+        return measured(sum(values) / len(values)) + some
+    shown = plus_minus(cell) + some
     rank = board.rank(row, column)
     if rank is not None and rank[0] == 1:
         shown = f"**{shown}**"
@@ -222,7 +224,9 @@ def _status(board: Board, row: TableRow, stale: bool) -> str:
     if row.good and len(row.good) == 1 and not row.is_floor:
         marks.append("single run")
     if row.good and board.ranks_shown and row.section == "main" and card.role == "method":
-        if not card.uses_labels and not may_rank(row, board.trials):
+        if row.unlisted:
+            marks.append("not ranked: its seeds are not of the track's list")
+        elif not card.uses_labels and not may_rank(row, board.trials):
             marks.append(f"not ranked: tuning is not {text(board.trials)}")
         elif len(row.expected) < RANKED_SEEDS:
             marks.append("too few seeds to rank")

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from bench.rows import TableRow
 
 
-def check_track(rows: Sequence[TableRow], headline: Column | None) -> TrackCheck:
+def check_track(
+    rows: Sequence[TableRow], headline: Column | None, listed: Sequence[str] = ()
+) -> TrackCheck:
     """Return whether a page's floors and reference let it rank, or its calibration where the
-    headline is a distance."""
+    headline is a distance.
+
+    Args:
+        listed: the floors that the track asks for.
+    """
     plain = [row for row in rows if row.section == "main" and row.good]
     if headline is None or not plain:
         return trackcheck.check({}, [], 0)
@@ -32,7 +38,8 @@ def check_track(rows: Sequence[TableRow], headline: Column | None) -> TrackCheck
     images = max(headline.num_images(result) for row in plain for result in row.good)
     still = {row.first.method for row in plain if row.first.row.origin == "floor"}
     reference = max(references, key=len, default=[])
-    return trackcheck.check(floors, reference, images, untrained=still)
+    known = {name: floors.get(name, []) for name in [*listed, *floors]}
+    return trackcheck.check(known, reference, images, untrained=still)
 
 
 def _check_distance(rows: Sequence[TableRow], headline: Column) -> TrackCheck:
@@ -50,7 +57,8 @@ def _check_distance(rows: Sequence[TableRow], headline: Column) -> TrackCheck:
 
 
 def may_rank(row: TableRow, trials: str) -> bool:
-    """Return whether a row is of the kind that is ranked: label-free, tuned like the others."""
+    """Return whether a row is of the kind that is ranked: label-free, tuned like the others, with
+    the seeds of the track's list."""
     card = row.first.row
     plain = row.section == "main" and card.role == "method" and not card.uses_labels
-    return plain and card.tuning == trials
+    return plain and card.tuning == trials and not row.unlisted

@@ -30,6 +30,7 @@ class TableRow:
         several: whether the method has another row beside this one on the page.
         published: whether the runs come from the committed results.
         faults: seed -> why it does not count.
+        unlisted: whether its seeds are none of the track's, but were picked.
     """
 
     key: str
@@ -38,6 +39,7 @@ class TableRow:
     several: bool
     published: bool
     faults: dict[int, str]
+    unlisted: bool = False
 
     @property
     def first(self) -> Result:
@@ -140,7 +142,10 @@ def build(
     correct, damaged = _correct(rows, columns)
     rows = [row for row in rows if row.key not in damaged]
 
-    trials, check = str(track.get("trials", 0)), check_track(rows, headline)
+    trials, check = (
+        str(track.get("trials", 0)),
+        check_track(rows, headline, track.get("floors", ())),
+    )
     candidates = [row for row in rows if may_rank(row, trials)]
     validation = headline is not None and headline.validation
     ranks_shown = (
@@ -201,6 +206,7 @@ def _rows(
                 several=beside[method, variant] > 1,
                 published=published,
                 faults=_faults(runs, asked, headline, collapsed),
+                unlisted=unlisted and not alone and bool(track.get("seeds")),
             )
         )
     return rows
@@ -298,7 +304,7 @@ def _compare(
     rows: Sequence[TableRow], candidates: set[str], column: Column, correct: dict[str, np.ndarray]
 ) -> statistics.Comparison:
     present = [row for row in rows if row.key in correct]
-    fixed = {row.key for row in present if row.is_floor or row.section == "external"}
+    fixed = {row.key for row in present if _keeps_own_variance(row)}
     pool = {r.key for r in present if r.section == "main" and not r.is_floor and not r.published}
     pool = pool or {row.key for row in present if row.section == "main" and not row.is_floor}
     compare = distances.compare if column.is_distance else statistics.compare
@@ -309,6 +315,13 @@ def _compare(
         ranked=candidates,
         incomplete={row.key for row in present if not row.complete},
     )
+
+
+def _keeps_own_variance(row: TableRow) -> bool:
+    """Return whether a row's seed variance is its own alone. A floor with parameters that has one
+    seed has none, and takes the trained methods'."""
+    still = row.first.row.origin == "floor" or len(row.good) > 1
+    return row.section == "external" or (row.is_floor and still)
 
 
 def _cells(
@@ -341,14 +354,15 @@ def _cells(
 
 
 def _ordered(rows: Sequence[TableRow], headline: Column | None, trials: str) -> list[TableRow]:
-    """Return the rows best first; last those tuned otherwise, lacking seeds, without numbers."""
+    """Return the rows best first; last those tuned otherwise or of picked seeds, lacking seeds,
+    without numbers."""
 
     def place(row: TableRow) -> tuple[int, float, str]:
         values = headline.values(row.good) if headline else []
         if not values:
             return 3, 0.0, row.key
         tuned_otherwise = row.first.row.role == "method" and row.first.row.tuning != trials
-        tier = 2 if not row.complete else 1 if tuned_otherwise else 0
+        tier = 2 if not row.complete else 1 if tuned_otherwise or row.unlisted else 0
         mean = sum(values) / len(values)
         return tier, mean if headline and headline.is_distance else -mean, row.key
 

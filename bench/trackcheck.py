@@ -7,6 +7,7 @@ differ, or a test image weighs too much, cannot order methods, however many run 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,22 +53,25 @@ def check(
     """Return the conditions for one headline.
 
     Args:
-        floors: name -> accuracies in percent, one per seed.
+        floors: name -> accuracies in percent, one per seed; none where a floor did not run.
         reference: of the method that learns from the labels.
         num_images: of the split that the accuracies are on.
-        untrained: floors that have no seed of their own; one value is enough of these.
+        untrained: floors that have no seed of their own; one value is enough of these, and how
+            their values scatter, by validation split or draws alone, is no seed's deviation.
     """
+    absent = [name for name, values in floors.items() if not len(values)]
     known = {name: values for name, values in floors.items() if len(values)}
-    seeds = [len(values) for name, values in known.items() if name not in untrained]
-    enough = bool(known) and min(len(reference), *seeds, SEEDS) >= SEEDS
-    if not enough:
-        said = f"fewer than {SEEDS} seeds of a floor or of the reference"
+    drawn = [values for name, values in known.items() if name not in untrained]
+    enough = bool(known) and min(len(reference), *map(len, drawn), SEEDS) >= SEEDS
+    if absent or not enough:
+        few = f"fewer than {SEEDS} seeds of a floor or of the reference"
+        said = f"no {' and no '.join(sorted(absent))}" if absent else few
         gap = Condition(_asked_gap(), said, None)
         spread = Condition(_asked_spread(), said, None)
     else:
         best = max(known, key=lambda name: (_mean(known[name]), name))
         points = _mean(reference) - _mean(known[best])
-        sd = pooled_sd([*known.values(), reference])
+        sd = pooled_sd([*drawn, reference])
         gap = Condition(
             _asked_gap(),
             f"{points:.1f} points ({_mean(reference):.1f} above {_mean(known[best]):.1f}, {best})",
@@ -75,7 +79,7 @@ def check(
         )
         sds = points / sd if sd > 0 else math.inf
         spread = Condition(
-            _asked_spread(), f"{sds:.0f} (sd {sd:.2f} points)", points > 0 and sds >= GAP_SDS
+            _asked_spread(), f"{sds:.3g} (sd {sd:.2f} points)", points > 0 and sds >= GAP_SDS
         )
     width = 100 * 1.96 * 0.5 / math.sqrt(num_images) if num_images else math.inf
     test = Condition(
@@ -97,17 +101,19 @@ def check_distance(
     Args:
         good: distance of real images to other real ones, one for each seed.
         bad: distance of real images of one class only.
-        trained: of each trained method, one for each seed.
+        trained: of each trained method, one for each seed. The median of their deviations counts,
+            so that one method that is unstable says nothing of the track.
         num_samples: behind each distance.
     """
-    asked = f"one class only at least {GAP_SDS:.0f} pooled seed sds above other real images"
+    asked = f"one class only at least {GAP_SDS:.0f} seed sds above other real images"
     if min(len(good), len(bad)) < SEEDS - 2 or not trained:
         gap = Condition(asked, "no calibration of three seeds or more", None)
         floor = Condition(_asked_floor(), "no calibration of three seeds or more", None)
     else:
-        sd = pooled_sd([good, bad, *trained])
+        spreads = [pooled_sd([values]) for values in trained if len(values) > 1]
+        sd = max(pooled_sd([good, bad]), statistics.median(spreads) if spreads else 0.0)
         sds = (_mean(bad) - _mean(good)) / sd if sd > 0 else math.inf
-        met = f"{sds:.0f} (from {_mean(good):.3g} to {_mean(bad):.3g}, sd {sd:.3g})"
+        met = f"{sds:.3g} (from {_mean(good):.3g} to {_mean(bad):.3g}, sd {sd:.3g})"
         gap = Condition(asked, met, sds >= GAP_SDS)
         best = min(_mean(values) for values in trained if len(values))
         met = f"{_mean(good):.3g} against {best:.3g} of the best"

@@ -24,6 +24,7 @@ from synthetic_results import (
 from bench.cells import decimals, link, numbers, paper, passes, plus_minus, short, text
 from bench.leaderboard import render_index, render_track
 from bench.packing import unpack_counts
+from bench.results import EvaluationEntry
 from bench.statistics import Cell, compare
 
 HERE = Path(__file__).parent
@@ -133,6 +134,50 @@ def test_missing_and_failed_seeds_are_counted_named_and_ranked_last():
     assert "**Missing or failed seeds:** lucky: 3 diverged at step 17; 4 missing" in page
     methods = [found["method"] for found in rows(page)]
     assert methods.index("lucky") > methods.index("TurnNet")
+
+
+def test_seeds_that_are_not_the_tracks_are_shown_and_not_ranked():
+    picked = [result("picked", seed, 0.95) for seed in range(70, 75)]
+    page = render_track(track(), [*board(), *picked])
+    found = row(page, "picked")
+    assert (found["n"], found["rank"]) == ("5", "")
+    assert "not ranked: its seeds are not of the track's list" in found["status"]
+    assert row(page, "ContrastNet")["rank"] == "**1-2**"
+    methods = [found["method"] for found in rows(page)]
+    assert methods.index("picked") > methods.index("TurnNet")
+
+
+def test_a_cell_of_fewer_seeds_than_its_row_says_so():
+    runs = board()
+    for run in runs:
+        if run.method == "contrast_net" and run.seed in (1, 3):
+            del run.evaluations[KNN]
+    found = row(render_track(track(), runs), "ContrastNet")
+    assert found["n"] == "5"
+    assert found["kNN"].endswith("(3/5)")
+    assert "/5" not in found["linear, best stage"]
+
+
+def test_a_measured_nothing_is_a_number():
+    measured, missing = result("measured", 0), result("missing", 0)
+    page = track(protocols=[{"id": "own", "version": 1, "hash": "own"}])
+    measured.evaluations["own"] = EvaluationEntry(
+        id="own", version=1, metrics={"recall": 0.0}, test_reads=1
+    )
+    shown = render_track(page, [measured, missing])
+    assert row(shown, "measured")["own: recall"] == "0"
+    assert row(shown, "missing")["own: recall"] == ""
+
+
+def test_a_floor_of_one_seed_is_no_surer_than_the_methods():
+    """Where methods scatter by ten points, one value of the floor may lie ten points off."""
+    spread = [0.60, 0.70, 0.66, 0.74, 0.64]
+    noisy = [result("noisy", seed, share) for seed, share in enumerate(spread)]
+    others = [run for run in board() if run.method not in ("untrained", "pixels")]
+    floor = {"role": "floor", "title": "Random initialisation"}
+    one = result("untrained", 0, 0.56, row=floor)
+    page = render_track(track(floors=["untrained"]), [*others, *noisy, one])
+    assert "not above random" in row(page, "noisy")["status"]
 
 
 def test_a_collapsed_seed_does_not_count():

@@ -8,7 +8,7 @@ import pytest
 from synthetic_results import board, result, track
 
 from bench.leaderboard import render_index, render_track
-from bench.trackcheck import check, pooled_sd
+from bench.trackcheck import check, check_distance, pooled_sd
 
 FLOORS = {"pixels": [60.0, 61.0, 60.5, 59.5, 60.0], "untrained": [40.0, 44.0, 42.0, 43.0, 41.0]}
 REFERENCE = [88.0, 88.5, 87.5, 88.2, 87.8]
@@ -52,6 +52,31 @@ def test_a_floor_without_seeds_of_its_own_needs_one_value():
     floors = FLOORS | {"pixels": [60.0]}
     assert check(floors, REFERENCE, 10_000, untrained={"pixels"}).passed
     assert not check(floors, REFERENCE, 10_000).passed
+
+
+def test_a_listed_floor_that_did_not_run_leaves_the_gap_open():
+    found = check(FLOORS | {"pixels": []}, REFERENCE, 10_000, untrained={"pixels"})
+    assert [c.holds for c in found.conditions] == [None, None, True]
+    assert found.conditions[0].met == "no pixels"
+    without = [run for run in board() if run.method != "untrained"]
+    assert "| rank" not in render_track(track(), without)
+    assert "no untrained" in render_track(track(), without)
+
+
+def test_a_floor_without_seeds_lends_the_seeds_no_steadiness():
+    noisy = [44.0, 49.0, 38.0, 46.0, 42.0]  # deviation 4.1; the five equal values would halve it
+    floors = {"pixels": [60.0] * 5, "untrained": noisy}
+    met = [check(floors, REFERENCE, 10_000, untrained=still) for still in ({"pixels"}, ())]
+    assert [found.conditions[1].holds for found in met] == [False, True]
+
+
+def test_one_unstable_generator_does_not_close_a_track():
+    good, bad = [5.0, 6.0, 4.0], [850.0, 840.0, 860.0]
+    steady = [[700.0, 710.0, 690.0], [900.0, 920.0, 880.0]]
+    wild = [[3000.0, 6000.0, 9000.0]]
+    assert check_distance(good, bad, steady + wild, 2000).passed
+    rough = [[700.0, 900.0, 500.0]] * 2
+    assert check_distance(good, bad, rough, 2000).conditions[0].holds is False
 
 
 def test_the_pooled_sd_weighs_by_degrees_of_freedom():
