@@ -63,15 +63,18 @@ class Sampling:
 class VAE(nn.Module):
     """An encoder q(z|x), a decoder p(x|z), and the bound that they share."""
 
-    def __init__(self, backbone: nn.Module, config: Config, image_size: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, config: Config, image_size: int, *, gray: bool = False
+    ) -> None:
         super().__init__()
         sides = doublings(image_size)
         self.backbone, self.latent_dim, self.image_size = backbone, config.latent_dim, image_size
         self.encoder = nn.Linear(backbone.num_features, 2 * config.latent_dim)
         self.shape = (4 * config.width, sides[0], sides[0])
         self.unfold = nn.Linear(config.latent_dim, self.shape[0] * sides[0] ** 2)
-        self.decoder = Decoder(self.shape[0], sides, width=config.width)
-        self.log_scale = nn.Parameter(torch.full((3, 1, 1), -2.0))
+        self.planes = 1 if gray else 3  # three of one gray would count p(x|z) thrice, and tint
+        self.decoder = Decoder(self.shape[0], sides, width=config.width, outputs=self.planes)
+        self.log_scale = nn.Parameter(torch.full((self.planes, 1, 1), -2.0))
         self.register_buffer("shown", torch.zeros(SHOWN, 3, image_size, image_size))
         self.register_buffer("kl", torch.zeros(()))
         self.register_buffer("bits", torch.zeros(()))
@@ -81,7 +84,7 @@ class VAE(nn.Module):
         return self.encoder(self.backbone(images)).to(self.log_scale.dtype).chunk(2, dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return the mean of p(x|z), (B, 3, H, W)."""
+        """Return the mean of p(x|z), (B, planes, H, W)."""
         return self.decoder(self.unfold(latents).unflatten(1, self.shape))
 
     def bound(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,14 +92,14 @@ class VAE(nn.Module):
         mean, log_var = self.encode(images)
         latents = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)  # Section 2.4
         shown = self.decode(latents).to(mean.dtype)  # half precision is too coarse for a bin
-        nats = discretised_logistic(images, shown, self.log_scale)
+        nats = discretised_logistic(images[:, : self.planes], shown, self.log_scale)
         return nats.sum((1, 2, 3)), kl_standard_normal(mean, log_var)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the negative bound in nats per value: an image has thousands of values."""
         nats, divergence = self.bound(images)
         negative = nats + divergence  # (B,)
-        dimensions = images[0].numel()
+        dimensions = images[0, : self.planes].numel()
         with torch.no_grad():
             self.shown[: len(images)] = images[:SHOWN]
             self.kl.copy_(divergence.mean())
@@ -130,7 +133,7 @@ def describe() -> MethodCard:
 
 @hookimpl
 def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
-    model = VAE(backbone, config, engine.image_size)
+    model = VAE(backbone, config, engine.image_size, gray=engine.gray)
 
     def report() -> None:
         engine.log(kl_nats=model.kl, bits_per_dim=model.bits)
@@ -142,7 +145,7 @@ def pretrain(backbone: nn.Module, config: Config, engine: Engine) -> nn.Module:
 @torch.no_grad()
 def decoded(model: VAE, latents: Tensor) -> Tensor:
     """Return the means of p(x|z) in [-1, 1], (B, 3, H, W)."""
-    return model.eval().decode(latents).clamp(-1, 1).contiguous()
+    return model.eval().decode(latents).clamp(-1, 1).expand(-1, 3, -1, -1).contiguous()
 
 
 @hookimpl

@@ -66,6 +66,27 @@ def test_loss_is_the_negative_bound_per_value() -> None:
     assert float(net.kl) == pytest.approx(float(divergence.mean()))
 
 
+def test_gray_images_are_one_plane_to_the_bound() -> None:
+    """Three equal channels counted thrice would be a beta-VAE of beta = 1/3."""
+    torch.manual_seed(0)
+    net = vae.VAE(Flat(), vae.Config(latent_dim=2, width=4), 8, gray=True).double()
+    gray = images()[:, :1].expand(-1, 3, -1, -1)
+    torch.manual_seed(3)
+    nats, divergence = (values.detach() for values in net.bound(gray))
+    torch.manual_seed(3)
+    mean, log_var = net.encode(gray)
+    shown = net.decode(mean + torch.exp(0.5 * log_var) * torch.randn_like(mean))
+    expected = discretised_logistic(gray[:, :1], shown, net.log_scale).sum((1, 2, 3))
+    assert torch.allclose(nats, expected)
+    torch.manual_seed(3)
+    found = float(net(gray).detach())
+    assert found == pytest.approx(float((nats + divergence).mean()) / (8 * 8))
+    assert float(net.bits) == pytest.approx(found / math.log(2))
+    drawn = vae.decoded(net, torch.randn(5, 2, dtype=torch.float64))
+    assert drawn.shape == (5, 3, 8, 8)
+    assert torch.equal(drawn[:, :1].expand_as(drawn), drawn)
+
+
 def test_latents_are_reparameterised() -> None:
     """z = mean + std * noise: its moments are the encoder's, and gradients reach both."""
     net, x = model(), images(1)
