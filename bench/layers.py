@@ -182,7 +182,8 @@ def _replace_batch_norm(
     module: nn.Module, normalise: Callable[[RegroupedBatchNorm, Tensor], Tensor]
 ) -> nn.Module:
     if isinstance(module, _BatchNorm):
-        return RegroupedBatchNorm(module, normalise)
+        flat = isinstance(module, nn.BatchNorm2d)  # what asks for that class finds it again
+        return (RegroupedBatchNorm2d if flat else RegroupedBatchNorm)(module, normalise)
     for name, child in module.named_children():
         setattr(module, name, _replace_batch_norm(child, normalise))
     return module
@@ -224,6 +225,10 @@ class RegroupedBatchNorm(_BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept (B, C) and (B, C, ...)."""
+
+
+class RegroupedBatchNorm2d(RegroupedBatchNorm, nn.BatchNorm2d):
+    """The same in the place of an `nn.BatchNorm2d`."""
 
 
 def _normalise_over_processes(norm: RegroupedBatchNorm, images: Tensor) -> Tensor:
@@ -313,6 +318,11 @@ def _normalise_groups(norm: RegroupedBatchNorm, images: Tensor, *, groups: int) 
     """Normalise each of `groups` consecutive parts of (B, C, ...) by its own statistics."""
     if len(images) % groups:
         raise Unsupported(f"a batch of {len(images)} images does not split into {groups} groups")
+    if images.numel() == groups * images.shape[1]:
+        raise Unsupported(
+            f"{groups} BatchNorm groups of {len(images)} images have one value per channel each, "
+            "which has no variance; take a larger batch, or fewer groups"
+        )
     running = norm.running_mean is not None
     means = norm.running_mean.repeat(groups, 1) if running else [None] * groups
     variances = norm.running_var.repeat(groups, 1) if running else [None] * groups

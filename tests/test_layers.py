@@ -184,6 +184,23 @@ def test_split_norm_refuses_what_does_not_divide() -> None:
         split_batch_norm(network(), 0)
 
 
+def test_split_norm_refuses_a_single_value_per_channel() -> None:
+    norm = split_batch_norm(nn.BatchNorm2d(3), 4).train()
+    with pytest.raises(Unsupported, match="one value per channel"):
+        norm(torch.randn(4, 3, 1, 1))
+    assert norm(torch.randn(4, 3, 2, 2)).shape == (4, 3, 2, 2)
+
+
+def test_regrouped_norms_are_still_of_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what clips all weights but those of norms, or resets norms of maps, asks for them."""
+    monkeypatch.setattr(layers, "world_size", lambda: 2)
+    net = group_batch_norm(network())
+    kinds = [isinstance(layer, nn.BatchNorm2d) for layer in net]
+    assert kinds == [True, False, True, False, False]
+    assert isinstance(net[4], layers.RegroupedBatchNorm)
+    assert list(net.state_dict()) == list(network().state_dict())
+
+
 def test_nothing_changes_with_one_group_or_one_process() -> None:
     net = network()
     kinds = [type(m) for m in net.modules()]
