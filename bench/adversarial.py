@@ -128,8 +128,9 @@ class ProjectionDiscriminator(nn.Module):
         self.backbone = backbone
         self.score = nn.Linear(backbone.num_features, 1)
         self.embedding = nn.Linear(num_classes, backbone.num_features, bias=False)  # of one-hot
-        shape = map_shape(backbone, image_size)
-        self.places = shape[1] * shape[2] if len(shape) == 3 else 1  # the backbone's is the mean
+        shape = map_shape(backbone, image_size)  # (C, h, w), or (h, w, C)
+        places = math.prod(shape) // backbone.num_features
+        self.places = places if len(shape) == 3 else 1  # the backbone's is the mean
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         features = self.places * self.backbone(images)
@@ -139,7 +140,8 @@ class ProjectionDiscriminator(nn.Module):
 
 @torch.no_grad()
 def map_shape(backbone: nn.Module, image_size: int) -> tuple[int, ...]:
-    """Return the shape of the backbone's last feature map, (C, h, w) or of tokens (N, D)."""
+    """Return the shape of the backbone's last feature map, (C, h, w), (h, w, C) as timm's Swin has
+    it, or of tokens (N, D)."""
     weight, training = next(backbone.parameters()), backbone.training
     found = backbone.eval().forward_features(weight.new_zeros(1, 3, image_size, image_size))
     backbone.train(training)

@@ -403,6 +403,15 @@ def test_the_projection_is_the_equation() -> None:
         assert judge(images, labels).tolist() == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_projection_sums_over_places_whatever_the_axes() -> None:
+    """timm's Swin has its channels last: (h, w, C)."""
+    small = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2]}
+    spec = {"name": "swin_tiny_patch4_window7_224", "args": small | {"window_size": 4}}
+    judge = adversarial.ProjectionDiscriminator(backbones.build(spec | {"stem": None}, 32), 4, 32)
+    assert adversarial.map_shape(judge.backbone, 32) == (4, 4, 24)
+    assert judge.places == 16
+
+
 def test_the_sampling_generator_is_the_average_of_the_steps(tmp_path: Path) -> None:
     config = replace(TINY["biggan"], average_decay=0.5, average_start=3)
     engine, live = trainer(tmp_path, biggan), []
