@@ -78,8 +78,8 @@ class Engine(Protocol):
 
     Attributes:
         image_size: side in pixels that the backbone sees and evaluations show it. Source images may
-            be stored larger; a view must then crop: `random_resized_crop()` comes out at this size,
-            and a view that leaves such images whole is refused.
+            be stored larger: `random_resized_crop()` then comes out at this size, and what a view
+            leaves as large as it is stored is cut to its centre.
         num_images: images in the training set.
         num_classes: classes of the labels if the card says `uses_labels`, else None.
         batch_size: source images per step over all processes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import augment, data, plan
+from bench import augment, backbones, data, manager, plan
 from bench.engine import Trainer
 from bench.errors import UserError
 
@@ -121,20 +122,36 @@ def test_the_engine_hands_out_crops_of_the_size_that_is_seen(tmp_path: Path) -> 
     assert model.seen.shape == (8, 3, SEEN, SEEN)
 
 
-@pytest.mark.parametrize(
-    "view",
-    [augment.identity, augment.horizontal_flip(), augment.random_resized_crop(STORED)],
-    ids=["no view", "a flip alone", "a crop resized to the stored size"],
-)
-def test_a_view_that_leaves_a_larger_image_whole_is_refused(view, tmp_path: Path) -> None:
-    crop = augment.random_resized_crop()
-    engine = trainer(tmp_path, IMAGES, image_size=SEEN)
+def test_what_a_view_leaves_whole_is_cut_to_its_centre(tmp_path: Path) -> None:
+    """Generators and data-dependent initialisation look at images as evaluations do."""
 
-    with pytest.raises(UserError, match="view 1 returned the stored images of 16 px whole") as met:
-        engine.fit(Mean(), views=(crop, view), lr=0.1)
+    def seen(view) -> Tensor:
+        engine = trainer(tmp_path / "cut", IMAGES, image_size=SEEN)
+        return next(engine.batches((augment.random_resized_crop(), view))).views[1]
 
-    assert "sees 12 px" in str(met.value)
-    assert trainer(tmp_path / "same", IMAGES).fit(Mean(), views=(view,), lr=0.1)
+    def mirror(images: Tensor, draws: augment.Draws) -> Tensor:
+        return images.flip(-1)
+
+    engine = trainer(tmp_path / "whole", IMAGES)
+    whole = next(engine.batches((augment.random_resized_crop(), augment.identity))).views[1]
+    cut = whole[..., 2:14, 2:14]  # 16 px to 12
+    assert torch.equal(seen(augment.identity), cut)
+    assert torch.equal(seen(mirror), cut.flip(-1))
+
+
+@pytest.mark.parametrize("name", ["random_init", "vae", "gan", "ddpm"])
+def test_methods_that_do_not_crop_train_on_images_stored_larger(name: str, tmp_path: Path) -> None:
+    plugin = manager.load(name)
+    card = plugin.call("describe")
+    config = card.recipes.get("small", card.defaults)
+    if name == "random_init":
+        config = dataclasses.replace(config, rescaled=True)
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 40, 40), dtype=np.uint8)
+    engine = trainer(tmp_path, images, image_size=32)
+    net = backbones.build({"name": "test_resnet", "args": {}, "stem": None}, 32)
+    plugin.call("pretrain", backbone=net, config=config, engine=engine)
+    assert engine.step_index <= 3
 
 
 def test_settled_statistics_are_those_of_the_centres(tmp_path: Path) -> None:
