@@ -154,7 +154,7 @@ class FewChunks(nn.Module):
 
     def embed(self, *views: Tensor) -> tuple[Tensor, ...]:
         number, last = self._calls % self.chunks, self.chunks - 1  # of the chunk within its pass
-        self._calls += 1
+        self._calls = (self._calls + 1) % (2 * self.chunks - 1)
         if number == 2 < last:
             self.log_.flops += (last - 2) * (self.log_.flops - self._begun)
         if 2 <= number < last:
@@ -177,6 +177,7 @@ class Tracer(Trainer):
         self.log_ = StorageLog()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.asked = 0  # for batches
+        self._short: FewChunks | None = None
         self._moves: Counter[int] = Counter()  # of each optimizer, by its id
         self._fakes: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the real one, kept alive
         self._modes = contextlib.ExitStack()
@@ -256,8 +257,9 @@ class Tracer(Trainer):
 
     def _in_chunks(self, model: nn.Module, views: tuple[Tensor, ...], chunk: int) -> Any:
         """As the engine does, but for the chunks after the second, which are not computed."""
-        short = FewChunks(model, self.log_, len(views[0]) // chunk)
-        return cached_backward(short, views, chunk, self._seed_forward, self.autocast)
+        if self._short is None:  # the same for all steps, as the model that it stands for
+            self._short = FewChunks(model, self.log_, len(views[0]) // chunk)
+        return cached_backward(self._short, views, chunk, self._seed_forward, self.autocast)
 
     def found(self, backbone: nn.Module) -> Estimate:
         """Return the peak, and the FLOPs of a step."""

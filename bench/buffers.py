@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+_LOANS: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()  # of `lent`
 
 
 def copied(module: nn.Module) -> list[Tensor]:
@@ -14,11 +17,15 @@ def copied(module: nn.Module) -> list[Tensor]:
     return [buffer.detach().clone() for buffer in module.buffers()]
 
 
-@torch.no_grad()
 def restore(module: nn.Module, values: Iterable[Tensor]) -> None:
     """Set the module's buffers to `values`, in place."""
-    if buffers := list(module.buffers()):
-        torch._foreach_copy_(buffers, list(values))
+    _fill(list(module.buffers()), list(values))
+
+
+@torch.no_grad()
+def _fill(tensors: list[Tensor], values: list[Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(tensors, values)
 
 
 @torch.no_grad()
@@ -40,9 +47,16 @@ def lent(module: nn.Module) -> Iterator[None]:
     """Lend the module copies of its buffers; what runs inside moves these and not its own.
 
     A graph that is built inside holds the copies: the module's own may change before its backward
-    pass, which autograd would refuse had it saved them.
+    pass, which autograd would refuse had it saved them. A module has the same copies each time, as
+    CUDA graphs ask of what they read; the graph before must be gone by then.
     """
-    copies = {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
+    mine = list(module.buffers())
+    loan = _LOANS.get(module, [])
+    if [_kind(copy) for copy in loan] == [_kind(buffer) for buffer in mine]:
+        _fill(loan, mine)
+    else:
+        loan = _LOANS[module] = copied(module)
+    copies = {id(buffer): copy for buffer, copy in zip(mine, loan, strict=True)}
     places = [part._buffers for part in module.modules()]
     own = [dict(buffers) for buffers in places]
     for buffers in places:
@@ -50,8 +64,12 @@ def lent(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for buffers, mine in zip(places, own, strict=True):
-            buffers |= mine
+        for buffers, before in zip(places, own, strict=True):
+            buffers |= before
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 @contextlib.contextmanager
