@@ -43,17 +43,20 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
     "generation": (
         ("kid", "KID x 1000"),
         ("fd", "FD"),
+        ("fd_limit", "FD, limit in 1/N (misfit)"),
         ("precision", "precision"),
         ("recall", "recall"),
         ("density", "density"),
         ("coverage", "coverage"),
         ("memorisation", "memorisation AUC"),
         ("class_accuracy", "class accuracy"),
+        ("class_accuracy_least", "of the worst class"),
         ("classification_accuracy_score", "CAS"),
     ),
     CALIBRATION: (),  # a table of its own
 }
 DISTANCES = {"generation": ("kid", "fd")}  # lower is better; no share of test images
+MISFITS = {"fd_limit": "fd_residual"}  # what is shown beside a metric: how far its line misses
 WHERE_NAMED = {  # shown only on a page whose headline they are
     "few_labels": (
         ("k5_best_top1", "5 labels/class, best stage"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 from bench.cells import join, measured, numbers, paper, passes, plus_minus, short, table, text
-from bench.columns import Column
+from bench.columns import MISFITS, Column, scores
 from bench.ledger import MANY_READS
 from bench.ranking import may_rank
 from bench.recipes import Recipe
@@ -138,13 +138,26 @@ def _accuracy(board: Board, row: TableRow, column: Column) -> str:
         return ""
     some = f" ({len(values)}/{len(row.good)})" if len(values) < len(row.good) else ""
     if cell is None:
-        return measured(sum(values) / len(values)) + some
+        return measured(sum(values) / len(values)) + _beside(row, column) + some
     shown = plus_minus(cell) + some
     rank = board.rank(row, column)
     if rank is not None and rank[0] == 1:
         shown = f"**{shown}**"
     stage = _stage(row, column)
     return f"{shown} ({stage})" if stage else shown
+
+
+def _beside(row: TableRow, column: Column) -> str:
+    """Return what stands beside a mean that has no interval over seeds: how far the line misses
+    behind an extrapolation, and of a distance of one seed its interval over blocks of samples."""
+    found = [scores(entry) for entry in map(column.entry, row.good) if entry]
+    misfit = MISFITS.get(column.metric)
+    if misfit and all(misfit in each for each in found):
+        return f" ({measured(sum(each[misfit] for each in found) / len(found))})"
+    ends = [found[0].get(f"{column.metric}_{end}") for end in ("low", "high")]
+    if len(found) > 1 or None in ends:
+        return ""
+    return f" [{', '.join(map(measured, ends))}]"
 
 
 def _stage(row: TableRow, column: Column) -> str:

@@ -70,6 +70,32 @@ def test_a_columns_name_says_extractor_and_sampling() -> None:
     assert "FID" not in text
 
 
+def test_one_seed_has_its_interval_over_blocks_and_an_extrapolation_its_misfit() -> None:
+    many = runs()
+    for run in many:
+        if GENERATION in run.evaluations:
+            run.evaluations[GENERATION].metrics |= {
+                "kid": 479.2,
+                "kid_low": 438.5,
+                "kid_high": 519.7,
+                "fd_limit": 22.66,
+                "fd_residual": 0.5 + run.seed,
+            }
+    one = [run for run in many if run.seed == 0]
+    first, several = (
+        next(
+            line
+            for line in leaderboard.render_track(page(), found).splitlines()
+            if "ContrastNet" in line
+        )
+        for found in (one, many)
+    )
+    assert "| 479 [438, 520] |" in " ".join(first.split())
+    assert "| 22.7 (0.500) |" in " ".join(first.split())
+    assert "[438" not in several
+    assert "| 22.7 (2.50) |" in " ".join(several.split())  # the mean over five seeds
+
+
 def test_calibration_is_a_table_of_means_over_seeds() -> None:
     text = leaderboard.render_track(page(), runs())
     section = text.partition("## Calibration")[2].partition("##")[0]
