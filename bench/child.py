@@ -15,6 +15,10 @@ from bench.confine import confine_writes, die_with_parent, hide
 from bench.errors import Diverged, Unsupported, UserError
 
 STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0, "invalid": 0}
+NO_UPDATE = (
+    "pretrain returned without one engine.step, so no update is known of what it trained: train by "
+    'engine.fit or give losses to engine.step; a method that trains nothing says role="floor"'
+)
 HEAD_BYTES = 64 * 2**20  # a larger head is not kept; none of ours comes near
 
 
@@ -24,6 +28,8 @@ def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
     Raises:
         Interrupted: a signal stopped the run; its checkpoint is written.
     """
+    from bench.manager import one_line, place
+
     orders = json.loads((folder / "run.json").read_text())
     try:
         return _train(folder, orders, rank, world)
@@ -34,14 +40,15 @@ def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
     except MemoryError as error:
         return _outcome("out_of_memory", str(error) or "MemoryError")
     except SystemExit as error:
-        return _outcome("failed", f"the plugin called sys.exit({error.code!r})")
+        return _outcome("failed", f"the plugin called sys.exit({error.code!r}){place(error)}")
     except UserError as error:
-        return _outcome("failed", str(error))
+        return _outcome("failed", one_line(error) + place(error))
     except (Exception, KeyboardInterrupt, GeneratorExit) as error:
         traceback.print_exc()
-        text = f"{type(error).__name__}: {error}"
-        memory = "out of memory" in text.lower() or "can't allocate memory" in text.lower()
-        return _outcome("out_of_memory" if memory else "failed", text)
+        text = f"{type(error).__name__}: {error}".lower()
+        memory = "out of memory" in text or "can't allocate memory" in text
+        reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ") + place(error)
+        return _outcome("out_of_memory" if memory else "failed", reason)
 
 
 def _outcome(status: str, reason: str = "", **more: Any) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         with counter.paused():
             trainer.meter.record_health(step, health(backbone, shown, spec["seed"]))
 
-    torch.manual_seed(stream(spec["seed"], "init"))
+    seed_everything(stream(spec["seed"], "init"))
     backbone = backbones.build(spec["backbone"], spec["image_size"])
     recomputation = None
     if spec.get("checkpointing"):
@@ -129,6 +136,8 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         raise UserError(
             f"pretrain returned {type(model).__name__}; expected a module with attribute backbone"
         )
+    if card.role != "floor" and not trainer.meter.updates:
+        return _outcome("invalid", NO_UPDATE)
     drawn = trainer.step_index * trainer.batch_size / world
     passes = {
         f"passes_{kind}": round(count / drawn, 4) if drawn else 0.0
@@ -157,6 +166,8 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     notes = [*refused, *([f"changed global state: {', '.join(changed)}"] if changed else [])]
     if card.role == "method" and trainer.step_index < trainer.steps:
         notes.append(f"stopped after {trainer.step_index} of {trainer.steps} steps")
+    if card.role == "method" and trainer.meter.updates < trainer.step_index:
+        notes.append(f"{trainer.meter.updates} updates in {trainer.step_index} steps")
     health_values = trainer.meter.health
     return _outcome(
         "done",
@@ -167,6 +178,22 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         samples=samples,
         considered=[protocol.hash for protocol in sampling.wanted(orders["evaluations"])],
     )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, and the generators of Python and NumPy that a plugin may use by mistake.
+
+    Only torch's is seeded anew in every step: what draws from the others in its loop starts the
+    same in every run, and is not the same after a resume.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _sample(

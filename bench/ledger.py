@@ -72,10 +72,25 @@ def append(path: Path | str, line: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(
-            f"the ledger {path} cannot be written ({error.strerror}); every test read leaves a "
-            "line there"
-        ) from error
+        raise UserError(_unwritable(path, error.strerror)) from error
+
+
+def refuse_unwritable(path: Path | str) -> None:
+    """Raise UserError if no line could be added: to be asked before the work, not after it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(_unwritable(path, error.strerror)) from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(_unwritable(path, "no permission"))
+
+
+def _unwritable(path: Path, why: str | None) -> str:
+    return (
+        f"the ledger {path} cannot be written ({why}); every test read leaves a line there; choose "
+        "--leaderboards-dir"
+    )
 
 
 def read(path: Path | str) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ class Meter:
         self.health: dict[str, float] = {}
         self.rate = self.loss = float("nan")
         self.beats = 0
+        self.updates = 0  # of any optimizer
         self._pending: dict[str, torch.Tensor | float] = {}
         self._loss_sum: torch.Tensor | None = None
         self._loss_count = 0
@@ -80,6 +81,7 @@ class Meter:
         self.windows = list(state.get("windows", []))
         self.passes.update(state.get("passes", {}))
         self.health = dict(state.get("health", {}))
+        self.updates = state.get("updates", step)
         self._window_start = (step, self.seconds)
         if self.write:
             kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
@@ -92,6 +94,7 @@ class Meter:
             "windows": self.windows,
             "passes": dict(self.passes),
             "health": self.health,
+            "updates": self.updates,
         }
 
     def start(self) -> None:
@@ -121,6 +124,8 @@ class Meter:
             file.write(json.dumps(row) + "\n")
 
     def add_loss(self, loss: torch.Tensor) -> None:
+        """Count an update, and its loss for the next line."""
+        self.updates += 1
         loss = loss.detach().float()
         self._loss_sum = loss.clone() if self._loss_sum is None else self._loss_sum.add_(loss)
         self._loss_count += 1

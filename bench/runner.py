@@ -98,7 +98,7 @@ def carry_out(
         watching: called every fifth of a second with the runs under way and how many wait.
 
     Raises:
-        UserError: another process is working on one of the runs.
+        UserError: another process is working on one of the runs, or test reads could not be noted.
     """
     from bench import results, worker
 
@@ -110,6 +110,8 @@ def carry_out(
         else:
             finished(spec, kept, True)
     _refuse_leased(pending, options)
+    if pending and not options.dev:
+        ledger.refuse_unwritable(options.leaderboards_dir / ledger.FILE)
     pending.sort(key=lambda spec: spec.plugin is None)  # what trains nothing waits: it takes long
     jobs = options.jobs or default_jobs(options.device)
     active: dict[int, Active] = {}

@@ -1,0 +1,108 @@
+"""What a plugin may not leave unaccounted: updates past the engine, random numbers past torch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import small_runs
+
+from bench import ledger, results, runner
+from bench.errors import UserError
+from bench.plan import RunSpec
+
+PLUGIN = '''
+from dataclasses import dataclass
+import random
+import numpy as np
+import torch
+from bench import MethodCard, hookimpl
+
+@dataclass(frozen=True)
+class Config:
+    """Nothing to set."""
+
+@hookimpl
+def describe():
+    paper = "https://example.org/paper"
+    kind = {{"family": "contrastive", "defaults": Config(), "role": "{role}"}}
+    return MethodCard(title="T", paper=paper, **kind)
+
+@hookimpl
+def pretrain(backbone, config, engine):
+    model = torch.nn.Module()
+    model.backbone = backbone
+    engine.prepare(model)
+    ours = engine.optimizer(model, "sgd", name="ours", lr=0.01)
+    theirs = torch.optim.SGD(model.parameters(), lr=0.01)
+    for number, batch in enumerate(engine.batches()):
+        loss = (backbone(batch.views[0]).var(0) - 1).square().mean()
+        {step}
+    return model
+'''
+ENGINE = "engine.step(loss, ours)"
+OTHER = "theirs.zero_grad(); loss.backward(); theirs.step()"
+DICE = "loss = loss * (1 + random.random() + np.random.rand()); engine.step(loss, ours)"
+
+
+def spec(folder: Path, name: str, step: str, role: str = "method") -> RunSpec:
+    file = folder / f"{name}.py"
+    file.write_text(PLUGIN.format(step=step, role=role))
+    (found,) = small_runs.specs([str(file)], folder, steps=6)
+    return found
+
+
+def carry_out(specs: list[RunSpec], folder: Path, **more: object) -> dict[str, results.Result]:
+    found: dict[str, results.Result] = {}
+    options = runner.Options(folder, jobs=1, leaderboards_dir=folder, **more)  # type: ignore[arg-type]
+    runner.carry_out(
+        specs,
+        options,
+        finished=lambda spec, result, skipped: found.update({result.method: result}),
+        watching=lambda active, waiting: None,
+    )
+    return found
+
+
+def test_weights_that_no_engine_step_trained_are_no_result(tmp_path: Path) -> None:
+    half = f"{ENGINE} if number % 2 else None"
+    asked = [
+        spec(tmp_path, "stepless", "loss.backward()"),
+        spec(tmp_path, "own_optimizer", OTHER),
+        spec(tmp_path, "halved", half),
+        spec(tmp_path, "honest", ENGINE),
+        spec(tmp_path, "floor", "pass", role="floor"),
+    ]
+    found = carry_out(asked, tmp_path / "runs")
+    for name in ("stepless", "own_optimizer"):
+        assert found[name].status == "invalid"
+        assert "without one engine.step" in found[name].reason
+    assert [found[n].status for n in ("halved", "honest", "floor")] == ["done"] * 3
+    assert "3 updates in 6 steps" in found["halved"].row.notes
+    assert not [note for note in found["honest"].row.notes if "updates" in note]
+
+
+def test_random_numbers_of_python_and_numpy_are_the_seed_s(tmp_path: Path) -> None:
+    """A plugin that uses them by mistake at least trains the same in every run."""
+    asked = spec(tmp_path, "dice", DICE)
+    weights = [
+        carry_out([asked], tmp_path / place)["dice"].artifacts["backbone.safetensors"].sha256
+        for place in ("one", "two")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    options = runner.Options(tmp_path / "runs", jobs=1, leaderboards_dir=tmp_path / "file" / "x")
+    asked = spec(tmp_path, "honest", ENGINE)
+    with pytest.raises(UserError, match="every test read leaves a line there; choose --leader"):
+        runner.carry_out(
+            [asked],
+            options,
+            finished=lambda *told: pytest.fail("a run was carried out"),
+            watching=lambda active, waiting: None,
+        )
+    assert not (tmp_path / "runs").exists()
+    ledger.refuse_unwritable(tmp_path / "boards" / ledger.FILE)
+    assert not (tmp_path / "boards" / ledger.FILE).exists()
