@@ -36,7 +36,9 @@ def evaluate_run(
     from bench import data, evaluations, features, integrity, judge, ledger, noisy, results, worker
 
     evaluations.refuse_without_method(names)
-    folder = runs_dir / Path(run).name.removesuffix(".json")
+    folder = Path(run)
+    if not (folder / "run.json").is_file():
+        folder = runs_dir / folder.name.removesuffix(".json")
     orders = worker.read_orders(folder)
     path = Path(orders["results"]) / f"{folder.name}.json"
     if not path.exists():
@@ -146,6 +148,14 @@ def evaluate_checkpoint(
     track = f"external-{digest([facts['sha256'], image_size, backbone_spec])[:6]}"
     run_id = f"{method}-s{seed}-{digest(spec)[:10]}"
     protocols = [evaluations.protocol(name, {}) for name in names]
+    path = runs_dir / "results" / track / f"{run_id}.json"
+    try:  # before the look at the test split, which counts
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the result's folder {path.parent} cannot be made ({error.strerror}); choose another "
+            "--runs-dir"
+        ) from None
     ledger.append(
         ledger_file or ledger.usual_folder() / ledger.FILE,
         ledger.of_run(
@@ -184,8 +194,6 @@ def evaluate_checkpoint(
         "evaluations": entries,
     }
     result = results.Result.model_validate(document)
-    path = runs_dir / "results" / track / f"{run_id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     results.write(path, result)
     return results.read(path), notes
 
@@ -252,10 +260,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = "it holds more than tensors, or is damaged" if "weights_only" in text else text
         raise UserError(f"{path.name} is no checkpoint that can be read safely: {text}") from None
     for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(hasattr(v, "shape") for v in content.values()):
+    whole = isinstance(content, dict) and all(
+        isinstance(name, str) and hasattr(value, "shape") for name, value in content.items()
+    )
+    if not whole:
         raise UserError(f"{path.name} holds no state dict; expected names with tensors")
     return content

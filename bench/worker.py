@@ -121,13 +121,23 @@ def read_orders(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     try:
-        return json.loads(path.read_text())
+        orders = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no run folder: it has no run.json; `bench run` makes one"
+            f"{folder} is no run folder: it has no run.json; `bench run` makes one, `bench run "
+            "--force` where its result is there already"
         ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}); remove the folder and run again") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove the folder and `bench run --force`"
+        ) from None
+    known = orders if isinstance(orders, dict) else {}
+    if lacking := sorted({"spec", "plugin", "results", "evaluations"} - set(known)):
+        raise UserError(
+            f"{path} is damaged (it lacks {', '.join(lacking)}); remove the folder and "
+            "`bench run --force`"
+        )
+    return orders
 
 
 @contextlib.contextmanager

@@ -283,7 +283,7 @@ def test_list_load_and_doctor_give_a_plugin_that_fails_one_line_and_stop_no_othe
     status, document, _ = call(
         capsys, "doctor", "--json", "--runs-dir", str(tmp_path), "--leaderboards-dir", str(tmp_path)
     )
-    assert status == 0
+    assert status == 1  # so that a script sees that something is wrong
     report = json.loads(document)
     for text in (listed, display.report(report)):
         (line,) = [line for line in text.splitlines() if "cannot be imported" in line]

@@ -65,8 +65,34 @@ def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path: Path, name: str) -
     with pytest.raises(UserError, match="is no checkpoint that can be read safely") as caught:
         load_external(fresh(), tmp_path / name)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
     with pytest.raises(UserError, match="no checkpoint at"):
         load_external(fresh(), tmp_path / f"absent-{name}")
+
+
+def test_a_file_of_numbered_tensors_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(2), 1: torch.ones(2)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="holds no state dict; expected names with tensors"):
+        load_external(fresh(), tmp_path / "x.pt")
+
+
+def test_no_test_read_is_noted_for_a_result_that_cannot_be_kept(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "theirs.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.arange(60) % 4
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="cannot be made"):
+        evaluate_checkpoint(
+            SPEC,
+            tmp_path / "theirs.safetensors",
+            f"npz:{tmp_path / 'd.npz'}",
+            image_size=32,
+            names=["knn"],
+            runs_dir=tmp_path / "file",
+            ledger_file=tmp_path / "ledger.jsonl",
+        )
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_external_result_names_the_data_without_its_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import click
 
 from bench import display
 from bench.errors import UnknownName, UserError
-from bench.exits import BAD_BOARD, OK
+from bench.exits import BAD_BOARD, OK, SOME_FAILED
 from bench.options import as_json, leaderboards_dir, runs_dir
 
 
@@ -130,4 +130,4 @@ def doctor(runs_dir: Path, leaderboards_dir: Path, json: bool) -> int:
 
     found = inventory.report(runs_dir, leaderboards_dir)
     click.echo(display.json(found) if json else display.report(found))
-    return OK
+    return SOME_FAILED if found["problems"] else OK

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bench import display
 from bench.errors import UnknownName, UserError
@@ -21,7 +22,7 @@ from bench.options import FILE, POSITIVE, as_json, leaderboards_dir, runs_dir
 @click.option("--backbone", help="The name of a timm model.")
 @click.option("--backbone-args", default="{}", help="Its arguments as a JSON object.")
 @click.option("--weights", type=FILE, help="A checkpoint: .safetensors, or .pt with tensors only.")
-@click.option("--data", help="A data set: a name, npz:PATH or imagefolder:PATH.")
+@click.option("--data", help="A data set: a name, npz:PATH, imagefolder:PATH, timm:NAME.")
 @click.option("--image-size", type=POSITIVE, help="Side of the images in pixels; default 32.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks the validation split.")
 @runs_dir
@@ -44,8 +45,14 @@ def eval_(
         raise UnknownName("evaluation", unknown[0], NAMES)
     file = leaderboards_dir / ledger.FILE
     if run is not None:
-        if given := [key for key in ("track", "backbone", "weights", "data") if options[key]]:
-            raise UserError(f"--{given[0]} is for checkpoints from elsewhere; leave it or RUN out")
+        context = click.get_current_context()
+        if given := [
+            key
+            for key in options
+            if context.get_parameter_source(key) is ParameterSource.COMMANDLINE
+        ]:
+            option = given[0].replace("_", "-")
+            raise UserError(f"--{option} is for checkpoints from elsewhere; leave it or RUN out")
         from bench.external import evaluate_run
 
         result, notes = evaluate_run(run, names, runs_dir, ledger_file=file), []
