@@ -43,7 +43,7 @@ compiling = click.option("--compile", is_flag=True, help="Compile networks; CUDA
 selecting = joined(
     click.option("--plugins", required=True, help="Names or files, split by commas, or `all`."),
     click.option("--track", default="digits", show_default=True, help="A track, or a TOML file."),
-    click.option("--dataset", help="Another data set: a name, npz:PATH or imagefolder:PATH."),
+    click.option("--dataset", help="Another data set: a name, npz:PATH, imagefolder:PATH, timm:NAME."),
     click.option("--backbone", help="Another backbone: the name of a timm model."),
     click.option("--image-size", type=POSITIVE, help="Another side of the images, in pixels."),
     click.option("--epochs", type=POSITIVE, help="Another budget, in epochs."),

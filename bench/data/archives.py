@@ -20,6 +20,7 @@ from bench.data.arrays import complete_folder
 from bench.data.progress import Progress
 from bench.data.source import Request
 from bench.errors import UserError
+from bench.files import cache_folder
 
 CHUNK = 2**20
 SECONDS = 60  # without a byte from the server
@@ -76,7 +77,10 @@ def state(archive: Archive) -> str:
     """Return in a few words how the archive can be had; nothing is read or downloaded."""
     named = os.environ.get(archive.variable)
     if not named:
-        return f"in the cache, downloaded at first use, or named by {archive.variable}"
+        folder = cache_folder() / "archives" / archive.folder
+        if not _absent(archive, folder):
+            return f"available in {folder}"
+        return f"downloaded at first use, or named by {archive.variable}"
     try:
         return f"available in {_named(archive, named)}"
     except UserError as error:

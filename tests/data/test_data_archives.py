@@ -243,6 +243,7 @@ def test_archives_are_downloaded_once(name: str, made: Made, served: Path, own_c
     assert second.sha256 == first.sha256
     kept = own_cache / "archives" / ARCHIVES[name].folder
     assert sorted(p.name for p in kept.iterdir()) == sorted(p.name for p in made[0].iterdir())
+    assert inventory._data()[name].startswith("available in ")
 
 
 @pytest.mark.parametrize("fault", ["absent", "md5", "short", "other"])
