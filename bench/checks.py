@@ -254,7 +254,8 @@ def _verdicts(
     )
     facts = answer["methods"][name]
     if facts["error"]:
-        found = dict.fromkeys(rules, ("skipped", "the card cannot be read"))
+        unread = "the card cannot be read" if "card" in rules else facts["error"]
+        found = dict.fromkeys(rules, ("failed", unread))
         return found | ({"card": ("failed", facts["error"])} if "card" in rules else {})
     if facts["local"]:
         facts["plugin"] = str(Path(name).expanduser().absolute())

@@ -62,16 +62,8 @@ def describe(names: list[str]) -> dict[str, dict[str, Any]]:
     """Return what each plugin's probe says; one that ends the process spoils only its own."""
     from bench.probe import probe
 
-    def ask(some: list[str]) -> dict[str, dict[str, Any]]:
-        answer = probe(some, recipe="", overrides={}, data=None, seeds=[], runs_dir=Path("runs"))
-        return answer["methods"]
-
-    try:
-        return ask(names) if names else {}
-    except UserError as error:
-        if len(names) == 1:
-            return {names[0]: {"error": str(error)}}
-        return {name: described for one in names for name, described in describe([one]).items()}
+    answer = probe(names, recipe="", overrides={}, data=None, seeds=[], runs_dir=Path("runs"))
+    return answer["methods"]
 
 
 def outcomes(specs: Iterable[Any], options: Any) -> list[dict[str, Any]]:

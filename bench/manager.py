@@ -25,6 +25,7 @@ GROUP = "bench"
 RAW_PIXELS = "raw_pixels"  # the harness's own floor, which is no plugin
 RESERVED = ("all", RAW_PIXELS)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FILES: set[str] = set()  # of the plugins that this process has begun to import, for `place`
 
 
 class PluginError(UserError):
@@ -209,10 +210,13 @@ def find(name_or_path: str) -> Installed | Path:
     return path.absolute()
 
 
-def select(text: str) -> list[str]:
+def select(text: str, *, option: str = "--plugins") -> list[str]:
     """Return the requests of a comma-separated list in order; `all` is all that is installed.
 
     Files come back as absolute paths, which a process in another folder can load.
+
+    Args:
+        option: what the list was given to, for errors.
 
     Raises:
         UserError: an entry is empty, unknown, unusable, or named twice.
@@ -221,7 +225,7 @@ def select(text: str) -> list[str]:
     for part in (part.strip() for part in text.split(",")):
         if not part:
             raise UserError(
-                f"--plugins {text!r} has an empty name; expected names or files, split by commas"
+                f"{option} {text!r} has an empty name; expected names or files, split by commas"
             )
         if part == "all":
             requests += installed()
@@ -230,7 +234,7 @@ def select(text: str) -> list[str]:
             requests.append(str(found) if isinstance(found, Path) else part)
     names = [method_name(request) for request in requests]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--plugins names {', '.join(repeated)} twice; name each method once")
+        raise UserError(f"{option} names {', '.join(repeated)} twice; name each method once")
     return requests
 
 
@@ -282,16 +286,16 @@ def _register_file(
 
 def _import(name: str, file: Path | None, register: Callable[[], None]) -> None:
     """Run an import that may do anything, `sys.exit` included; its failure becomes one line."""
+    _FILES.add(str(file))
     try:
         register()
     except KeyboardInterrupt:
         raise
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"method {name!r}: {_one_line(error)}") from error
+        raise PluginError(f"method {name!r}: {one_line(error)}") from error
     except BaseException as error:
-        place = _place(error, file)
-        cause = f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
-        raise PluginError(f"method {name!r} cannot be imported{place}: {cause}") from error
+        cause = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+        raise PluginError(f"method {name!r} cannot be imported{place(error)}: {cause}") from error
 
 
 def _check_hooks(manager: pluggy.PluginManager, name: str) -> None:
@@ -326,17 +330,18 @@ def name_fault(name: str) -> str:
     return "a method's name is lower-case letters, digits and _, and begins with a letter"
 
 
-def _place(error: BaseException, file: Path | None) -> str:
-    """Return " (file.py, line N)" for the last line of the plugin's own file that was running."""
-    line, trace = None, error.__traceback__
-    while file is not None and trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(file):
-            line = trace.tb_lineno
+def place(error: BaseException) -> str:
+    """Return " (file.py, line N)" for the last line of a plugin's own file that was running."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file in _FILES:
+            found = f" ({Path(file).name}, line {trace.tb_lineno})"
         trace = trace.tb_next
-    return "" if line is None else f" ({file.name}, line {line})"
+    return found
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception's message as one line, printable, of at most 300 characters."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
     return text if len(text) <= 300 else text[:297] + "..."

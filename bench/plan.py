@@ -220,6 +220,29 @@ def parse_sampling(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def refuse_sampling(
+    sampling: Mapping[str, Any] | None, methods: Iterable[Mapping[str, Any]]
+) -> None:
+    """Refuse a field that no method's sampling settings have: it would only name a column.
+
+    Args:
+        methods: what the probe says of each; those that cannot be used are left out.
+
+    Raises:
+        UserError: no method has the field, or any.
+    """
+    cards = [method["card"] for method in methods if not method["error"]]
+    known = sorted({name for card in cards for name in card["sampling_fields"]})
+    for field in (sampling or {}) if cards else ():
+        if not known:
+            raise UserError(
+                f"--sampling {field}: no requested method has sampling settings; leave it out, or "
+                "request a method that generates"
+            )
+        if field not in known:
+            raise UnknownName("sampling field of the requested methods", field, known)
+
+
 def variant(config: Mapping[str, Any], standard: Mapping[str, Any]) -> str:
     """Return what differs from the track's recipe, `temperature=0.5, head=none`, or nothing."""
     changed = {name: value for name, value in config.items() if value != standard[name]}

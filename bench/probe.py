@@ -21,6 +21,16 @@ from bench import confine
 from bench.errors import UserError
 
 SECONDS = 600.0  # without a word; who downloads or decodes speaks every ten
+PLUGIN_SECONDS = 120.0  # that the import of a plugin and its card may take, torch's before it
+
+
+class NoAnswer(UserError):
+    """A process that ended or was silent; `at` is the plugin that it had begun, "" for none."""
+
+    def __init__(self, does: str, became: str, at: str) -> None:
+        subject = f"{at}: the process that imports it" if at else f"the process that {does}"
+        super().__init__(f"{subject} {became}")
+        self.at = at
 
 
 def fork_server() -> multiprocessing.context.ForkServerContext:
@@ -66,8 +76,11 @@ def probe(
         tuned: {method: every field of a tuned configuration}; overrides over it are `tuned` in
             the method's answer, None where it does not fit the card.
 
+    A plugin that ends the process, or is not imported in time, has an error and spoils no other.
+
     Raises:
-        UserError: a value of `overrides` or the data set is refused, or the process died.
+        UserError: a value of `overrides`, of the evaluations' sampling or the data set is refused,
+            or the process died outside a plugin.
     """
     asked = {
         "names": names,
@@ -79,7 +92,7 @@ def probe(
         "headline": headline,
         "tuned": tuned or {},
     }
-    answer = _ask(asked)
+    answer = _ask_plugins(asked)
     if data is not None:  # in a process of its own: no plugin was ever there
         answer |= {"data": _ask(asked | {"names": [], "data": data})["data"]}
     return answer
@@ -93,41 +106,68 @@ def refuse_backbone(spec: dict[str, Any], image_size: int, *, checkpointing: boo
     _ask(asked | {"backbone": wanted})
 
 
+def _ask_plugins(asked: dict[str, Any]) -> dict[str, Any]:
+    """Ask without the plugins that end the process, once more after each; those have an error."""
+    broken: dict[str, Any] = {}
+    while True:
+        usable = [name for name in asked["names"] if name not in broken]
+        try:
+            answer = _ask(asked | {"names": usable})
+        except NoAnswer as error:
+            if error.at not in usable:
+                raise
+            broken[error.at] = {"error": str(error)}
+        else:
+            described = answer["methods"] | broken
+            return answer | {"methods": {name: described[name] for name in asked["names"]}}
+
+
 def _ask(asked: dict[str, Any]) -> dict[str, Any]:
     subject = ", ".join(asked["names"]) or (asked["data"] or {}).get("name") or "a backbone"
-    return ask(_answer, asked, f"describes {subject}")
+    seconds = PLUGIN_SECONDS if asked["names"] else SECONDS
+    return ask(_answer, asked, f"describes {subject}", seconds=seconds)
 
 
 def ask(
-    target: Callable[[Connection, dict[str, Any]], None], asked: dict[str, Any], does: str
+    target: Callable[[Connection, dict[str, Any]], None],
+    asked: dict[str, Any],
+    does: str,
+    *,
+    seconds: float = SECONDS,
 ) -> dict[str, Any]:
     """Return what a short-lived process answers; what it `said` before goes to standard error.
 
     Args:
-        target: runs there and sends dicts: {"said": line}, then the answer or {"refused": line}.
+        target: runs there and sends dicts: {"said": line} or {"at": the plugin that it begins},
+            then the answer or {"refused": line}.
         does: what the process does, for errors: "describes digits".
+        seconds: how long it may be silent.
 
     Raises:
-        UserError: it refused, died, or was silent for `SECONDS`.
+        NoAnswer: it died, or was silent for too long.
+        UserError: it refused.
     """
     context = fork_server()
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(send, asked), daemon=True)
     process.start()
     send.close()
+    at = ""
     try:
         while True:
-            if not receive.poll(SECONDS):
-                raise UserError(f"the process that {does} took over {SECONDS:g} s; it was stopped")
+            if not receive.poll(seconds):
+                raise NoAnswer(does, f"took over {seconds:g} s; it was stopped", at)
             answer = receive.recv()
-            if "said" not in answer:
+            if "said" in answer:
+                print(answer["said"], file=sys.stderr, flush=True)  # a download goes on
+            elif "at" in answer:
+                at = answer["at"]
+            else:
                 break
-            print(answer["said"], file=sys.stderr, flush=True)  # a download goes on
     except EOFError:
-        process.join()
-        raise UserError(
-            f"the process that {does} ended with {process.exitcode} before it answered"
-        ) from None
+        process.join(seconds)
+        became = f"ended with {process.exitcode} before it answered"
+        raise NoAnswer(does, became, at) from None
     finally:
         process.kill()
         process.join()
@@ -158,7 +198,11 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
     try:
         if "backbone" in asked:
             _build(**asked["backbone"])
-        methods = {name: _method(name, asked) for name in asked["names"]}
+        methods = {}
+        for name in asked["names"]:
+            send.send({"at": name})
+            methods[name] = _method(name, asked)
+        send.send({"at": ""})
         protocols = _protocols(asked["evaluations"], asked["headline"])
         data = _data(asked, lambda line: send.send({"said": line}))
         send.send({"methods": methods, "data": data, "protocols": protocols})
@@ -176,21 +220,21 @@ def _build(spec: dict[str, Any], image_size: int, checkpointing: bool) -> None:
 
 
 def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
-    from bench import cards, manager
+    from bench import cards
 
+    recipe = asked["recipe"]
     try:
-        plugin = manager.load(name)
-        card = plugin.call("describe")
+        plugin, card = _card(name)
         faults = cards.problems(card)
         if faults:
             return {"error": f"{plugin.name}: incomplete card: {'; '.join(faults)}"}
         described = cards.card_to_dict(card)
+        standard = cards.config_from(card, recipe, {})
     except UserError as error:
         return {"error": str(error)}
-    except (Exception, SystemExit) as error:
-        return {"error": f"{name}: describe raised {type(error).__name__}: {error}"}
-    overrides, recipe = asked["overrides"].get(plugin.name, {}), asked["recipe"]
+    overrides = asked["overrides"].get(plugin.name, {})
     config = cards.config_from(card, recipe, overrides, method=plugin.name)
+    _refuse_sampling(plugin.name, card, asked["evaluations"])
     tuned = None
     if (values := asked["tuned"].get(plugin.name)) is not None:
         with contextlib.suppress(UserError):  # of an older card; the session says so
@@ -200,7 +244,7 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
         "error": None,
         "card": described,
         "config": config,
-        "standard": cards.config_from(card, recipe, {}),
+        "standard": standard,
         "base": cards.recipe_used(described, recipe),
         "tuned": tuned,
         "sha256": plugin.sha256,
@@ -209,6 +253,37 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
         "local": plugin.local,
         "name": plugin.name,
     }
+
+
+def _card(name: str) -> tuple[Any, Any]:
+    """Return a plugin and its card; whatever the plugin raises becomes a line.
+
+    Raises:
+        UserError: the plugin cannot be imported, or has no card.
+    """
+    from bench import manager
+
+    does = "the import"
+    try:
+        plugin = manager.load(name)
+        does = "describe"
+        return plugin, plugin.call("describe")
+    except UserError:
+        raise
+    except BaseException as error:  # also an interrupt: the planner has had its own
+        cause = f"{type(error).__name__}: {manager.one_line(error)}".rstrip(": ")
+        raise UserError(f"{name}: {does} raised {cause}{manager.place(error)}") from None
+
+
+def _refuse_sampling(method: str, card: Any, evaluations: dict[str, dict[str, Any]]) -> None:
+    """Refuse values for the method's sampling settings that its run would refuse once trained."""
+    from bench import cards
+
+    for overrides in evaluations.values() if card.sampling is not None else ():
+        try:
+            cards.sampling_object(card, overrides.get("sampling") or {})
+        except UserError as error:
+            raise UserError(f"sampling of {method}: {error}") from None
 
 
 def _protocols(asked: dict[str, dict[str, Any]], headline: str) -> list[dict[str, Any]]:

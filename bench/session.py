@@ -24,6 +24,7 @@ from bench.plan import (
     parse_settings,
     pin_data,
     plan,
+    refuse_sampling,
     with_floors,
 )
 from bench.probe import probe, start_server
@@ -134,6 +135,7 @@ def prepare(
         runs_dir=runs_dir,
         evaluations=chosen.evaluations,
     )
+    refuse_sampling((overrides or {}).get("sampling"), [answer["methods"][r] for r in asked])
     broken = {manager.method_name(r): e for r in requests if (e := answer["methods"][r]["error"])}
     broken |= {
         name: f"the track's {name!r} is not installed; its row is missing"
@@ -153,29 +155,17 @@ def prepare(
             if name in (hand_tuned or {}):
                 found |= {"tuning": f"hand:{hand_tuned[name]}"}
             methods[name] = found
-    facts = answer["data"]["facts"]
+    data, facts = answer["data"], answer["data"]["facts"]
     source = chosen.data["name"]
     boards = [leaderboards_dir, published_folder().parent]
     priced = pricing.prices(
-        chosen,
-        methods,
-        answer["data"],
-        seed=wanted[0],
-        runs_dir=runs_dir,
-        boards=boards,
-        device=device,
+        chosen, methods, data, seed=wanted[0], runs_dir=runs_dir, boards=boards, device=device
     )
     chosen = pin_data(chosen, facts)
     specs = plan(
-        chosen,
-        methods,
-        answer["data"],
-        seeds=wanted,
-        device=device,
-        processes=processes,
-        prices=priced,
+        chosen, methods, data, seeds=wanted, device=device, processes=processes, prices=priced
     )
-    trained = pricing.trainings(specs, chosen, answer["data"])
+    trained = pricing.trainings(specs, chosen, data)
     specs = [with_source(spec, source) for spec in specs]
     # Words of the page alone: the track's id is a hash of the track's content.
     words = {"title": chosen.title, "description": chosen.description}

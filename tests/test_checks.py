@@ -155,27 +155,35 @@ def test_a_write_elsewhere_does_not_happen(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mean_colour.py"]
 
 
-def test_an_unreadable_card_skips_the_rest(tmp_path: Path) -> None:
-    path = plugin(tmp_path, "describe()", "described()")
-    found = {check.id: check.status for check in checks.run_checks(path)}
-    assert found.pop("card") == "failed"
-    assert set(found.values()) == {"skipped"}
+@pytest.mark.parametrize(("old", "new"), [("describe()", "described()"), ("import", "imp@rt")])
+def test_an_unreadable_card_fails_every_check(tmp_path: Path, old: str, new: str) -> None:
+    path = plugin(tmp_path, old, new)
+    found = {check.id: check for check in checks.run_checks(path)}
+    assert {check.status for check in found.values()} == {"failed"}
+    (alone,) = checks.run_checks(path, only=["loss"])
+    assert (alone.status, alone.detail) == ("failed", found["card"].detail)
+    assert "mean_colour" in alone.detail
 
 
 @pytest.mark.parametrize(
     ("raised", "status", "detail"),
     [
         ("Unsupported('no use here')", "skipped", "n/a: no use here"),
-        ("ValueError('no such thing')", "failed", "ValueError: no such thing"),
+        (
+            "ValueError('no such thing')",
+            "failed",
+            "ValueError: no such thing (mean_colour.py, line ",
+        ),
+        ("ValueError('two\\nlines')", "failed", "ValueError: two lines (mean_colour.py, line "),
     ],
 )
 def test_what_pretrain_raises_is_said(
     tmp_path: Path, raised: str, status: str, detail: str
 ) -> None:
     path = plugin(tmp_path, "    model = Model", f"    raise {raised}\n    model = Model")
-    (found,) = checks.run_checks(path, only=["backbone"])
-    assert found.status == status
-    assert detail in found.detail
+    found = checks.run_checks(path, only=["backbone", "gradients"])  # one is of an observed run
+    assert [check.status for check in found] == [status] * 2
+    assert all(detail in check.detail for check in found)
 
 
 def test_expected_failures_pass_and_are_strict(

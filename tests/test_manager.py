@@ -350,6 +350,8 @@ def test_select_refuses_empty_and_repeated_names(site, text):
     install(site, "host-test-one", {"host_one": "host_test_one"})
     with pytest.raises(UserError, match="--plugins"):
         manager.select(text)
+    with pytest.raises(UserError, match="--observers"):
+        manager.select(text, option="--observers")
 
 
 def test_summary_reads_title_and_family_without_running(tmp_path):

@@ -124,8 +124,8 @@ def log(planner: Planner, row: results.Result) -> str:
     ("method", "status", "reason"),
     [
         ("good", "done", ""),
-        ("raises", "failed", "RuntimeError: the core [31m melted at dawn"),
-        ("exits", "failed", "the plugin called sys.exit(3)"),
+        ("raises", "failed", "RuntimeError: the core [31m melted at dawn (raises.py, line 38)"),
+        ("exits", "failed", "the plugin called sys.exit(3) (exits.py, line 36)"),
         ("exits_at_once", "failed", "the plugin's process ended by itself with exit status 7"),
         ("segfault", "failed", "the plugin's process was killed by SIGSEGV"),
         ("hangs", "timeout", "no step for 6 s (--stall)"),

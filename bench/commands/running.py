@@ -37,9 +37,9 @@ def run(json: bool, **options: Any) -> int:
     carried = {key: options.pop(key) for key in ("jobs", "timeout", "stall")}
     carried |= {"dev": options["dev"]} | {key: options.pop(key) for key in ("force", "stale")}
     if observers := options.pop("observers"):
-        from bench import manager
+        from bench.observers import load
 
-        carried["observers"] = tuple(manager.select(observers))
+        carried["observers"] = load(observers)
     if (results_dir := options.pop("results_dir")) is not None:
         carried["results_dir"] = results_dir
     prepared = _prepare(options)
