@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -42,7 +42,8 @@ class Options:
         jobs: runs at a time; None: the cores, or memory / 2 GiB if that is less; 1 on CUDA.
         timeout, stall: seconds; a run longer than the first, or without a step for the second,
             ends as "timeout".
-        force: run again what is finished. stale: run again what other code produced.
+        force: run again what is finished. stale: run again what other code produced, and judge
+            again what an older version of one of `protocols` (id -> hash) judged.
         observers: plugins whose `run_finished` sees each run that ends.
         results_dir: where results go; None: into the working folder.
         leaderboards_dir: where the ledger of test reads lies.
@@ -65,6 +66,7 @@ class Options:
     results_dir: Path | None = None
     leaderboards_dir: Path = field(default_factory=ledger.usual_folder)
     observers: tuple[str, ...] = ()
+    protocols: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -184,7 +186,7 @@ def _kept(spec: RunSpec, options: Options) -> Result | None:
         kept = results.read(path)
     except UserError:
         return None
-    if options.stale and is_stale(kept, spec):
+    if options.stale and (is_stale(kept, spec) or outdated(kept, options.protocols)):
         return None
     return kept if kept.status in results.TERMINAL else None
 
@@ -204,6 +206,13 @@ def is_stale(kept: Result, spec: RunSpec) -> bool:
     """Return whether other code than today's produced the result."""
     then = (kept.code.plugin_sha256, kept.code.engine)
     return then != (spec.code["plugin_sha256"], spec.code["engine"])
+
+
+def outdated(kept: Result, protocols: Mapping[str, str]) -> str:
+    """Return which protocol judged the run in an older version than today's, or nothing."""
+    judged = {entry.id for entry in kept.evaluations.values()}
+    older = (n for n, today in protocols.items() if n in judged and today not in kept.evaluations)
+    return next(older, "")
 
 
 def _start(spec: RunSpec, options: Options, jobs: int, context: Any) -> Active:

@@ -312,15 +312,19 @@ def execute(
     from bench.console import Console
     from bench.observers import notify
     from bench.publish import write_track
-    from bench.runner import carry_out, result_path
+    from bench.runner import carry_out, outdated, result_path
 
     folder = options.results / session.track.id
     folder.mkdir(parents=True, exist_ok=True)
     write_track(folder, session.page)
+    today = {protocol["id"]: protocol["hash"] for protocol in session.page["protocols"]}
+    options = replace(options, protocols=today)
     with Console(len(session.specs), say, live=live, seconds=seconds) as console:
 
         def finished(spec: RunSpec, result: Result | None, skipped: bool) -> None:
             console.finished(spec, result, skipped)
+            if result is not None and skipped and (older := outdated(result, today)):
+                console.print(f"{spec.run_id}: an older {older} judged it; --stale judges it again")
             if result is not None and not skipped:
                 for line in notify(list(options.observers), result_path(spec, options)):
                     console.print(line)

@@ -92,6 +92,25 @@ def test_random_numbers_of_python_and_numpy_are_the_seed_s(tmp_path: Path) -> No
     assert weights[0] == weights[1]
 
 
+def test_what_an_older_protocol_judged_is_judged_again_where_asked(tmp_path: Path) -> None:
+    """As after an update of bench: the page would show nothing of it, and the training stands."""
+    asked, runs = spec(tmp_path, "honest", ENGINE), tmp_path / "runs"
+    first = carry_out([asked], runs)["honest"]
+    ((today, entry),) = first.evaluations.items()
+    older = first.model_copy(
+        update={"evaluations": {"0" * 12: entry.model_copy(update={"version": 0})}}
+    )
+    results.write(runs / "results" / first.track / f"{first.run_id}.json", older)
+    assert runner.outdated(first, {"knn": today}) == ""
+    protocols = {"knn": today, "few_labels": "f" * 12}
+    kept = carry_out([asked], runs, protocols=protocols)["honest"]
+    assert runner.outdated(kept, protocols) == "knn"
+    again = carry_out([asked], runs, protocols=protocols, stale=True)["honest"]
+    assert again.evaluations[today].metrics == entry.metrics
+    assert again.artifacts == first.artifacts
+    assert again.cost.train_seconds == first.cost.train_seconds  # it was not trained again
+
+
 def test_a_ledger_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     options = runner.Options(tmp_path / "runs", jobs=1, leaderboards_dir=tmp_path / "file" / "x")

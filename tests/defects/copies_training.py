@@ -33,7 +33,11 @@ def describe() -> MethodCard:
 @hookimpl
 def pretrain(backbone: nn.Module, engine: Engine) -> nn.Module:
     model = engine.prepare(Copier(backbone))
-    seen = [batch.views[0] for batch in engine.batches(views=(identity,))]
+    update = engine.optimizer(model, "sgd", name="model", lr=0.01)
+    seen = []
+    for batch in engine.batches(views=(identity,)):
+        seen.append(batch.views[0])
+        engine.step(backbone(batch.views[0]).square().mean(), update)
     model.register_buffer("seen", torch.cat(seen))
     return model
 
