@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UnknownName, UserError
+from bench.evaluations.settings import refuse_other_elements
 from bench.identity import protocol_hash, stream
 
 if TYPE_CHECKING:
@@ -187,7 +188,8 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
 
     Raises:
         UnknownName: no such protocol or setting.
-        UserError: a setting of another type, or one that the protocol's own `check` refuses.
+        UserError: a setting or an element of another type, or one that the protocol's own `check`
+            refuses.
     """
     if name not in NAMES:
         raise UnknownName("evaluation", name, NAMES)
@@ -199,6 +201,7 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
         if type(value) is not type(settings[key]):
             kind = type(settings[key]).__name__
             raise UserError(f"{name}.{key} is {value!r}; expected a value of type {kind}")
+        refuse_other_elements(f"{name}.{key}", value, settings[key])
         settings[key] = value
     if hasattr(module, "check"):
         module.check(settings)
@@ -218,7 +221,9 @@ def chooses(name: str, overrides: dict[str, Any]) -> str:
     if name in ("generation", "calibration"):
         return "nothing, but measures against validation images"
     if name == "knn":
-        return "" if len(overrides.get("k", ())) == 1 else "k, unless it is given one: k = [200]"
+        k = overrides.get("k")
+        one = isinstance(k, list) and len(k) == 1
+        return "" if one else "k, unless it is given one: k = [200]"
     if name == "linear_probe_sgd":
         joined = overrides.get("train_on") == "train+validation"
         return "" if joined else 'nothing, but it needs train_on = "train+validation"'

@@ -25,6 +25,11 @@ SETTINGS = dict(linear_probe.SETTINGS)
 NEEDS_EXTRA = "background"
 
 
+def check(settings: dict) -> None:
+    """Raise UserError where `linear_probe` does."""
+    linear_probe.check(settings, ID)
+
+
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
     """Return top-1 over photographs in percent, on the training images that did not fit the probe.
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bench.evaluations import Evaluation, Subject, linear_probe, refuse_non_finite
+from bench.evaluations.settings import Range, refuse_outside
 from bench.evaluations.training import device_of, show
 from bench.features import extract
 from bench.identity import stream
@@ -23,6 +24,12 @@ ID = "bn_recalibrated"
 VERSION = 10 * linear_probe.VERSION + 1  # another probe is another protocol here too
 NEEDS = "images"
 SETTINGS = {"images": 1000} | linear_probe.SETTINGS
+
+
+def check(settings: dict) -> None:
+    """Raise UserError where `linear_probe` does, or if one image has no variance."""
+    refuse_outside(ID, settings, {"images": Range(2)})
+    linear_probe.check(settings, ID)
 
 
 def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:

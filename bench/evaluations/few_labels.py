@@ -28,8 +28,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.errors import UserError
 from bench.evaluations import Evaluation
 from bench.evaluations.logistic import Standardiser, standardiser
+from bench.evaluations.settings import (
+    COUNT,
+    POSITIVE,
+    Range,
+    refuse_no_interval,
+    refuse_outside,
+)
 from bench.evaluations.small_sets import Sets, classifier, fit, own_logits, sets
 from bench.features import Features
 from bench.identity import canonical_json
@@ -48,8 +56,34 @@ SETTINGS = {
     "gradient_norm": 1e-4,
     "max_iterations": 1000,
 }
+RANGES = {
+    "labels_per_class": COUNT,
+    "draws": Range(1, 255),  # an image's right answers are counted in one byte
+    "l2_few": POSITIVE,
+    "folds": Range(2),
+    "l2_low": POSITIVE,
+    "l2_high": POSITIVE,
+    "l2_count": COUNT,
+    "fold_gradient_norm": POSITIVE,
+    "gradient_norm": POSITIVE,
+    "max_iterations": COUNT,
+}
 RULE = "few/1"
 _ELEMENTS = 1 << 23  # features of draws held at once: 64 MiB in float64
+
+
+def check(settings: dict) -> None:
+    """Raise UserError if a K has no number of draws, or a setting is out of its range."""
+    refuse_outside(ID, settings, RANGES)
+    refuse_no_interval(ID, settings)
+    per_class, draws = settings["labels_per_class"], settings["draws"]
+    if len(per_class) != len(draws):
+        raise UserError(
+            f"{ID}.labels_per_class is {per_class!r} and {ID}.draws {draws!r}; give both, for "
+            "each K its number of draws"
+        )
+    if len(set(per_class)) < len(per_class):
+        raise UserError(f"{ID}.labels_per_class is {per_class!r}; expected each K once")
 
 
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from bench.errors import UserError
 from bench.evaluations import Evaluation, Subject, few_labels
+from bench.evaluations.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range, refuse_outside
 from bench.evaluations.training import accuracies, crop_and_flip, device_of, orders, predict, show
 from bench.identity import stream
 
@@ -45,6 +45,16 @@ SETTINGS = {
     "crop_padding": 4,  # pixels of black around the image, of which a crop is taken
     "flip": False,
     "labels_per_class": 0,  # 0: all
+}
+RANGES = {
+    "rates": POSITIVE,
+    "images_per_rate": COUNT,
+    "batch_size": Range(2),
+    "warmup": Range(0, 1),
+    "weight_decay": NOT_NEGATIVE,
+    "layer_decay": Range(0, 1, above=True),
+    "crop_padding": NOT_NEGATIVE,
+    "labels_per_class": NOT_NEGATIVE,
 }
 FOLDS = 5  # of a draw of labels, of which one chooses the rate
 
@@ -100,12 +110,8 @@ def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:
 
 
 def check(settings: dict) -> None:
-    """Raise UserError if there is no rate or nothing to train on."""
-    if not settings["rates"] or min(settings["rates"]) <= 0:
-        raise UserError(f"{ID}.rates is {settings['rates']!r}; expected positive numbers")
-    for key, least in (("images_per_rate", 1), ("batch_size", 2), ("labels_per_class", 0)):
-        if settings[key] < least:
-            raise UserError(f"{ID}.{key} is {settings[key]}; expected at least {least}")
+    """Raise UserError if there is no rate, nothing to train on, or a setting is out of range."""
+    refuse_outside(ID, settings, RANGES)
 
 
 def _best(

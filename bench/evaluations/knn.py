@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from bench.evaluations import Evaluation
+from bench.evaluations.settings import COUNT, POSITIVE, refuse_outside
 from bench.features import Features
 
 ID = "knn"
 VERSION = 1
 SETTINGS = {"k": [1, 5, 10, 20, 50, 100, 200], "k_beside": 20, "temperature": 0.07}
 SIMILARITIES = 1 << 24  # held at once: 64 MiB
+
+
+def check(settings: dict) -> None:
+    """Raise UserError if there is no k, or no neighbour to count."""
+    refuse_outside(ID, settings, {"k": COUNT, "k_beside": COUNT, "temperature": POSITIVE})
 
 
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:

@@ -14,6 +14,13 @@ from torch import Tensor
 
 from bench.evaluations import Evaluation
 from bench.evaluations.logistic import Standardiser, solve, standardiser
+from bench.evaluations.settings import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    refuse_no_interval,
+    refuse_outside,
+)
 from bench.features import Features
 
 ID = "linear_probe"
@@ -27,6 +34,21 @@ SETTINGS = {
     "gradient_norm": 1e-4,
     "max_iterations": 1000,
 }
+RANGES = {
+    "l2_low": POSITIVE,
+    "l2_high": POSITIVE,
+    "l2_count": COUNT,
+    "extend_decades": COUNT,
+    "extensions": NOT_NEGATIVE,
+    "gradient_norm": POSITIVE,
+    "max_iterations": COUNT,
+}
+
+
+def check(settings: dict, name: str = ID) -> None:
+    """Raise UserError if no l2 can be chosen, or none solved; `name` is that in messages."""
+    refuse_outside(name, settings, RANGES)
+    refuse_no_interval(name, settings)
 
 
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:

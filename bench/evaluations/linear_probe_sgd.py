@@ -26,8 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import augment
-from bench.errors import UnknownName
+from bench.errors import UnknownName, UserError
 from bench.evaluations import BackboneChanged, Evaluation, Subject
+from bench.evaluations.settings import (
+    COUNT,
+    MOMENTUM,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    refuse_outside,
+)
 from bench.evaluations.training import accuracies, device_of, predict, show
 from bench.identity import stream
 
@@ -59,6 +67,15 @@ SIMCLR = MOCO | {
     "weight_std": 0.0,
 }
 SETTINGS = MOCO
+RANGES = {
+    "rate": POSITIVE,
+    "batch_size": COUNT,
+    "epochs": COUNT,
+    "momentum": MOMENTUM,
+    "weight_decay": NOT_NEGATIVE,
+    "weight_std": NOT_NEGATIVE,
+    "smallest_crop": Range(0, 1, above=True),
+}
 SCHEDULES = ("steps", "cosine")
 TRAIN_ON = ("train", "train+validation")
 
@@ -98,10 +115,14 @@ def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:
 
 
 def check(settings: dict) -> None:
-    """Raise UserError if a setting names something that does not exist."""
+    """Raise UserError if a setting names what does not exist, or is out of its range."""
     for key, known in (("schedule", SCHEDULES), ("train_on", TRAIN_ON)):
         if settings[key] not in known:
             raise UnknownName(f"{ID}.{key}", settings[key], known)
+    milestones = {"milestones": COUNT} if settings["milestones"] else {}
+    refuse_outside(ID, settings, RANGES | milestones)
+    if settings["nesterov"] and not settings["momentum"]:
+        raise UserError(f"{ID}.nesterov needs momentum, which is 0; raise it, or nesterov = false")
 
 
 def fit(

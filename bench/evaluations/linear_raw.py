@@ -19,6 +19,11 @@ VERSION = 1
 SETTINGS = dict(linear_probe.SETTINGS)
 
 
+def check(settings: dict) -> None:
+    """Raise UserError where `linear_probe` does."""
+    linear_probe.check(settings, ID)
+
+
 def evaluate(features: Features, settings: dict, seed: int) -> Evaluation:
     """Return top-1 (and top-5 above five classes) of the last and of the best stage."""
     return linear_probe.probe(features, settings, common_scale)

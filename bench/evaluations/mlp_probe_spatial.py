@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bench import augment, backbones
 from bench.errors import UserError
 from bench.evaluations import Evaluation, Subject
+from bench.evaluations.settings import COUNT, NOT_NEGATIVE, POSITIVE, Range, refuse_outside
 from bench.evaluations.training import BATCH, crop_and_flip, device_of, show
 from bench.identity import stream
 
@@ -44,13 +45,29 @@ SETTINGS = {
     "crop_padding": 0,
     "flip": False,
 }
+RANGES = {
+    "units_per_class": COUNT,
+    "units_at_most": COUNT,
+    "pooled_to": NOT_NEGATIVE,
+    "rates": POSITIVE,
+    "until": COUNT,
+    "epochs": COUNT,
+    "batch_size": Range(2),  # BatchNorm has no variance of one image
+    "momentum": Range(0, 1, above=True, below=True),  # Nesterov's
+    "weight_decay": NOT_NEGATIVE,
+    "crop_padding": NOT_NEGATIVE,
+}
 CACHE_BYTES = 2**30  # a stage's maps of all training images are kept up to here, else made anew
 
 
 def check(settings: dict) -> None:
-    """Raise UserError if rates and their last epochs differ in number."""
-    if not settings["rates"] or len(settings["rates"]) != len(settings["until"]):
+    """Raise UserError if a rate lacks its last epoch, or a setting is out of its range."""
+    refuse_outside(ID, settings, RANGES)
+    rates, until = settings["rates"], settings["until"]
+    if len(rates) != len(until):
         raise UserError(f"{ID}.rates and {ID}.until differ in length; give every rate its epoch")
+    if sorted(set(until)) != until:
+        raise UserError(f"{ID}.until is {until!r}; expected epochs that rise")
 
 
 def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:

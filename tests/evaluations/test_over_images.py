@@ -115,7 +115,7 @@ def test_raw_pixels_have_no_entry_and_no_failure() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "match"),
     [
-        ("finetune", {"rates": []}, "finetune.rates is .*; expected positive numbers"),
+        ("finetune", {"rates": []}, "finetune.rates is .*; expected at least one number"),
         ("finetune", {"batch_size": 1}, "finetune.batch_size is 1; expected at least 2"),
         ("linear_probe_sgd", {"schedule": "step"}, "no linear_probe_sgd.schedule 'step'; did you"),
         ("linear_probe_sgd", {"train_on": "all"}, "no linear_probe_sgd.train_on 'all'"),
