@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote_plus
 from bench import trackfile
 from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
-from bench.trackfile import SHIPPED
+from bench.trackfile import SHIPPED, shipped
 
 GENERATION, CALIBRATION = "generation", "calibration"
 PATCH_MODELS = re.compile(r"(test_)?(vit|deit3?|beit(v2)?|eva(02)?)(_|$)")  # timm's names
@@ -105,11 +105,6 @@ class Track:
     def store_size(self) -> int | None:
         """Side at which images are stored if that is larger than `image_size`."""
         return self.data.get("store_size")
-
-
-def shipped() -> list[str]:
-    """Return the names of the tracks that come with `bench`."""
-    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def load_track(name_or_path: str) -> Track:

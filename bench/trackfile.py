@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.budgets import KINDS
+from bench.columns import METRICS, WHERE_NAMED
 from bench.errors import UnknownName, UserError, first_fault
 from bench.evaluations import chooses
 from bench.identity import canonical_json
@@ -25,7 +27,13 @@ LATER = (  # keys that a release added, left out where they say nothing, so that
     "recipes_of",
     "smaller",
 )
-USUAL_METRICS = {"linear_probe": "best_top1", "linear_raw": "best_top1", "few_labels": "k10_top1"}
+USUAL_METRICS = {"few_labels": "k10_top1"}  # of others the first that pages show
+TRACK_ID = re.compile(r"[a-z0-9][a-z0-9_-]*~[0-9a-f]{6}")  # of a track that is not shipped
+
+
+def shipped() -> list[str]:
+    """Return the names of the tracks that come with `bench`."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -41,9 +49,8 @@ def read(path: Path) -> dict[str, Any]:
     content = _toml(path)
     if (name := content.pop("base", None)) is None:
         return content
-    known = sorted(file.stem for file in SHIPPED.glob("*.toml"))
-    if name not in known:
-        raise UserError(f"track file {str(path)!r}: {UnknownName('base', str(name), known)}")
+    if name not in shipped():
+        raise UserError(f"track file {str(path)!r}: {UnknownName('base', str(name), shipped())}")
     base = _toml(SHIPPED / f"{name}.toml")
     if "base" in base:
         raise UserError(f"track file {str(path)!r}: its base {name} has a base itself; name that")
@@ -73,14 +80,14 @@ def checked(content: dict[str, Any], origin: str) -> dict[str, Any]:
         origin: how an error names where the content is from.
 
     Raises:
-        UnknownName: a key is unknown.
-        UserError: a value is out of its range.
+        UserError: a key is unknown, a value out of its range, or a track is named that is none.
     """
     _refuse_unknown_keys(content, _Content, origin, "")
     try:
         found = _Content.model_validate(content).model_dump()
     except ValidationError as error:
         raise UserError(f"{origin}: {first_fault(error, met=True)}") from None
+    _refuse_unknown_tracks(found, origin)
     if found["data"]["store_size"] in (None, found["data"]["image_size"]):
         del found["data"]["store_size"]  # ids are as if the key did not exist
     for key in LATER:
@@ -106,6 +113,15 @@ def _refuse_unknown_keys(
         for table in tables:
             if isinstance(table, type) and issubclass(table, _Table) and isinstance(value, dict):
                 _refuse_unknown_keys(value, table, origin, f"{prefix}{key}.")
+
+
+def _refuse_unknown_tracks(found: Mapping[str, Any], origin: str) -> None:
+    """Recipes are those of a shipped track; a smaller one may be of a file, by its id."""
+    named = [("recipes_of", found["recipes_of"])] if found["recipes_of"] else []
+    named += [("smaller", name) for name in found["smaller"] if not TRACK_ID.fullmatch(name)]
+    for key, name in named:
+        if name not in shipped():
+            raise UserError(f"{origin}: {key}: {UnknownName('track', name, shipped())}")
 
 
 class _Table(BaseModel):
@@ -155,10 +171,21 @@ class _Budget(_Table):
         return self
 
 
+def _headlines(protocol: str, overrides: Mapping[str, Any]) -> list[str]:
+    """Return the metrics that may rank by a protocol with these settings; none where any may."""
+    per_class, folds = overrides.get("labels_per_class"), overrides.get("folds", 5)
+    if protocol == "few_labels" and isinstance(per_class, list) and isinstance(folds, int):
+        chosen = [k for k in per_class if isinstance(k, int) and k >= folds]
+        return [f"k{k}_top1" for k in per_class] + [f"k{k}_best_top1" for k in chosen]
+    shown = (*METRICS.get(protocol, ()), *WHERE_NAMED.get(protocol, ()))
+    return [metric for metric, _ in shown]
+
+
 def _usual_headline(evaluations: Mapping[str, Any]) -> str:
     """Return the metric that ranks where a track names none: of its first evaluation."""
-    first = next(iter(evaluations))
-    return f"{first}.{USUAL_METRICS.get(first, 'top1')}"
+    first, overrides = next(iter(evaluations.items()))
+    known, usual = _headlines(first, overrides), USUAL_METRICS.get(first)
+    return f"{first}.{usual if usual in known else next(iter(known), 'top1')}"
 
 
 class _Content(_Table):
@@ -234,6 +261,9 @@ class _Content(_Table):
                 f"headline must be PROTOCOL.METRIC of one of {', '.join(self.evaluations)}, "
                 f"got {self.headline!r}"
             )
+        known = _headlines(protocol, self.evaluations[protocol])
+        if known and metric not in known:
+            raise ValueError(f"headline: {UnknownName(f'metric of {protocol}', metric, known)}")
         return self
 
     @model_validator(mode="after")
