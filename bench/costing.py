@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import ENGINE, compiled, cost_page, costs, judge
 from bench.costs import Cost, Spec
-from bench.errors import UserError
+from bench.errors import UnknownName, UserError
 from bench.estimated import Estimated, Estimator, estimator, largest_batch
 from bench.memory import Refused
 from bench.probe import probe, refuse_backbone
@@ -25,6 +25,7 @@ from bench.saving import Way, images_per_chunk
 from bench.turns import Cell, Place, fields_of, free_bytes, holds_for, measure
 
 CARD_SECONDS = 120.0
+DEFAULTS = "defaults"  # what a card that lacks the recipe uses, as `cards.recipe_used` names it
 Say = Callable[[str], None]
 PLAIN = Way()
 
@@ -36,7 +37,7 @@ class Request:
     Attributes:
         plugins: as `manager.select` gives them.
         batch_sizes: source images per step over all cards.
-        recipe: of the cards; "" and a name that a card does not have stand for its defaults.
+        recipe: of the cards; "" and a name that only other cards have stand for a card's defaults.
         estimate: measure nothing.
         card_bytes: of a card that estimates are held against; by default of the card here.
         stall: seconds that a window may take.
@@ -119,15 +120,12 @@ def _refuse(request: Request) -> None:
 
 
 def plan(request: Request) -> tuple[list[Cell], list[str]]:
-    """Return the cells asked for, batch by batch, and a line for each plugin without a card."""
-    described = probe(
-        list(request.plugins),
-        recipe=request.recipe,
-        overrides={},
-        data=None,
-        seeds=[],
-        runs_dir=Path(),
-    )["methods"]
+    """Return the cells asked for, batch by batch, and a line for each plugin without a card.
+
+    Raises:
+        UnknownName: none of the plugins has the recipe.
+    """
+    described = _described(request.recipe, request.plugins)
     broken = [facts["error"] for facts in described.values() if facts["error"]]
     usable = {plugin: facts for plugin, facts in described.items() if not facts["error"]}
     cells = [
@@ -137,6 +135,24 @@ def plan(request: Request) -> tuple[list[Cell], list[str]]:
         for way in request.ways
     ]
     return cells, broken
+
+
+def refuse_unknown_recipe(recipe: str, plugins: Sequence[str]) -> None:
+    """Raise UnknownName if a recipe is named that none of the plugins has; "" names none."""
+    if recipe:
+        _described(recipe, plugins)
+
+
+def _described(recipe: str, plugins: Sequence[str]) -> dict[str, Any]:
+    described = probe(
+        list(plugins), recipe=recipe, overrides={}, data=None, seeds=[], runs_dir=Path()
+    )["methods"]
+    usable = [facts for facts in described.values() if not facts["error"]]
+    unused = usable and all(facts["base"] == DEFAULTS for facts in usable)
+    if unused and recipe not in ("", DEFAULTS):
+        known = {name for facts in usable for name in facts["card"]["recipes"]}
+        raise UnknownName("recipe of these methods", recipe, [DEFAULTS, *sorted(known)])
+    return described
 
 
 def _spec(facts: Mapping[str, Any], request: Request, batch: int, way: Way) -> Spec:

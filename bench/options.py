@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,22 @@ import click
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 POSITIVE = click.IntRange(min=1)
-SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range, none that is infinite or no number."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not finite; give a finite number.", param, ctx)
+        return number
+
+
+SECONDS = FiniteRange(min=0, min_open=True)
+GIGABYTES = FiniteRange(min=0, min_open=True, max=1e9)
 
 
 def joined(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -43,7 +59,9 @@ compiling = click.option("--compile", is_flag=True, help="Compile networks; CUDA
 selecting = joined(
     click.option("--plugins", required=True, help="Names or files, split by commas, or `all`."),
     click.option("--track", default="digits", show_default=True, help="A track, or a TOML file."),
-    click.option("--dataset", help="Another data set: a name, npz:PATH, imagefolder:PATH, timm:NAME."),
+    click.option(
+        "--dataset", help="Another data set: a name, npz:PATH, imagefolder:PATH, timm:NAME."
+    ),
     click.option("--backbone", help="Another backbone: the name of a timm model."),
     click.option("--image-size", type=POSITIVE, help="Another side of the images, in pixels."),
     click.option("--epochs", type=POSITIVE, help="Another budget, in epochs."),

@@ -491,6 +491,22 @@ def test_a_backbone_that_timm_has_not_is_a_usage_error(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--memory", "nan"], "'--memory': nan is not finite"),
+        (["--memory", "inf"], "'--memory'"),
+        (["--memory", "1e300"], "'--memory'"),
+        (["--recipe", "smal"], "no recipe of these methods 'smal'; did you mean small"),
+    ],
+)
+def test_options_that_mean_nothing_are_one_line(given, said, capsys):
+    asked = ["--plugins", "simclr", "--backbone", "test_resnet", "--batch-size", "64"]
+    assert cli.main(["estimate", *asked, *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_a_plugin_that_ends_its_process_is_one_line(tmp_path):
     (tmp_path / "gone.py").write_text(PLUGIN.format(net=LINEAR, pretrain="import os; os._exit(3)"))
     with estimator() as ask, pytest.raises(UserError, match=r"gone\.py.*ended with 3"):

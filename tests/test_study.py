@@ -489,6 +489,7 @@ def test_a_verdict_is_a_word_of_the_page():
     [
         ([], "expected the NAME of a claim, or all; --list names them"),
         (["head-linaer"], "no claim 'head-linaer'; did you mean head-linear"),
+        (["head-linaer", "all"], "no claim 'head-linaer'; did you mean head-linear"),
         (["latent-easier"], "claim latent-easier: out of reach: The sentence is about high"),
         (["semi-sup"], "claim semi-sup: its study (semi_supervised) is not part of this version"),
     ],

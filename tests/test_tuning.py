@@ -209,7 +209,11 @@ def test_a_second_tuning_runs_nothing_again(tuned, capsys):
 
 @pytest.mark.parametrize(
     ("methods", "expected"),
-    [(["raw_pixels"], "no parameters"), (["nothing_here"], "no method")],
+    [
+        (["raw_pixels"], "no parameters"),
+        (["nothing_here"], "no method"),
+        (["simclr", "./simclr.py"], "METHODS names simclr twice; name each method once"),
+    ],
 )
 def test_what_cannot_be_tuned_is_one_line(tuned, capsys, methods, expected):
     _, track, _ = tuned

@@ -9,7 +9,15 @@ import click
 from bench import display
 from bench.errors import UserError
 from bench.exits import NOTHING_LOADED, OK, SOME_FAILED
-from bench.options import POSITIVE, SECONDS, as_json, compiling, leaderboards_dir, saving
+from bench.options import (
+    GIGABYTES,
+    POSITIVE,
+    SECONDS,
+    as_json,
+    compiling,
+    leaderboards_dir,
+    saving,
+)
 from bench.saving import Way
 
 
@@ -27,7 +35,7 @@ from bench.saving import Way
 @compiling
 @click.option("--each-way", is_flag=True, help="Beside the plain step, each of these three alone.")
 @click.option("--estimate", is_flag=True, help="Measure nothing: memory alone, without a card.")
-@click.option("--memory", type=SECONDS, help="Of a card, in GB of 10^9 bytes; default: of ours.")
+@click.option("--memory", type=GIGABYTES, help="Of a card, in GB of 10^9 bytes; default: of ours.")
 @click.option("--stall", type=SECONDS, default=900.0, help="Seconds that a window may take.")
 @click.option("--force", is_flag=True, help="Measure again what is finished.")
 @leaderboards_dir

@@ -11,7 +11,7 @@ import click
 from bench import display
 from bench.errors import UserError
 from bench.exits import OK, SOME_FAILED
-from bench.options import FILE, POSITIVE, saving
+from bench.options import FILE, GIGABYTES, POSITIVE, saving
 
 if TYPE_CHECKING:
     from bench.fitting import Fit
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @saving
 @click.option(
     "--memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=GIGABYTES,
     default=80.0,
     show_default=True,
     help="Of a card, in GB of 10^9 bytes.",
@@ -41,7 +41,7 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
     The method's own step runs on tensors without values, in a process of its own; no card and no
     data set is needed. Where it does not fit, further estimates say what would make it fit.
     """
-    from bench import fitting, manager
+    from bench import costing, fitting, manager
     from bench.files import write_atomically
     from bench.memory import LIMITS, Step, estimator
     from bench.probe import refuse_backbone
@@ -54,6 +54,7 @@ def estimate(plugins: str, memory: float, target: Path | None, **options: Any) -
         options["image_size"],
         checkpointing=options["checkpointing"],
     )
+    costing.refuse_unknown_recipe(options["recipe"], requests)
     if target is not None and not target.absolute().parent.is_dir():
         raise UserError(f"--json {target}: no folder {target.absolute().parent}")
     fits: dict[str, Fit] = {}

@@ -61,7 +61,9 @@ def study(
         leaderboards_dir=leaderboards_dir,
     )
     every = "all" in names
-    claims = [load_claim(name) for name in (shipped() if every else dict.fromkeys(names))]
+    claims = [load_claim(name) for name in dict.fromkeys(names) if name != "all"]
+    if every:
+        claims = [load_claim(name) for name in shipped()]
     status = OK
     for claim in claims:
         if every and (reason := studying.why_not(claim)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from bench.errors import UserError
 from bench.exits import OK, SOME_FAILED
 from bench.options import POSITIVE, SECONDS, leaderboards_dir, runs_dir
 
@@ -47,14 +48,18 @@ def tune(
     never report. They are scored on validation; the test split is never opened. Goes on where it
     was stopped.
     """
-    from bench import judge, tuning
+    from bench import judge, manager, tuning
     from bench.commands.running import device_of
     from bench.console import Console
     from bench.expected import expected
     from bench.runner import Options, carry_out
 
+    requests = list(dict.fromkeys(methods))
+    names = [manager.method_name(request) for request in requests]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"METHODS names {', '.join(repeated)} twice; name each method once")
     session = tuning.prepare(
-        methods,
+        requests,
         track=track,
         device=device_of(device),
         processes=processes,
