@@ -41,14 +41,30 @@ def found(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(m[1]), path) for m, path in matches if m), reverse=True)
 
 
-def restore(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the newest checkpoint that is whole, or None; a damaged one is said and removed."""
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def restore(
+    folder: Path, identity: str, warn: Callable[[str], None] = _print
+) -> dict[str, Any] | None:
+    """Return the newest checkpoint of this identity that is whole, or None.
+
+    A damaged one is said and removed, and one of another identity: it may have more steps than any
+    to come, and would be taken for the newest of them.
+    """
     for _, path in found(folder):
         try:
-            return read(path)
+            state = read(path)
         except UserError as error:
             warn(str(error))
-            path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another rank removed it
+            continue
+        else:
+            if state["identity"] == identity:
+                return state
+            warn(f"checkpoint {path.name[:20]} is of other code, settings or processes; removed")
+        path.unlink(missing_ok=True)
     return None
 
 

@@ -390,8 +390,8 @@ class Trainer:
         checkpoints.save(self.folder, self.step_index, state)
 
     def _restore(self) -> dict[str, Any] | None:
-        state = checkpoints.restore(self.folder, lambda text: print(text, flush=True))
-        if state is None or state["identity"] != self.identity_hash:
+        state = checkpoints.restore(self.folder, self.identity_hash)
+        if state is None:
             self.meter.resume({}, 0)
             return None
         self.step_index = state["step"]

@@ -115,6 +115,19 @@ def test_checkpoint_of_another_spec_is_not_used(tmp_path: Path) -> None:
     assert trainer(tmp_path, identity_hash="two").step_index == 0
 
 
+def test_checkpoints_of_another_spec_with_more_steps_hide_none(tmp_path: Path) -> None:
+    """As those of a finished run do that is trained again after its code was changed."""
+    train(tmp_path, identity_hash="one", steps=12)
+    torch.manual_seed(0)
+    engine = trainer(tmp_path, identity_hash="two", checkpoint_seconds=0)
+    for _ in zip(range(4), engine.batches(), strict=False):  # the fourth is not ended
+        pass
+    assert engine.step_index == 3
+    engine.save()
+    assert trainer(tmp_path, identity_hash="two").step_index == 3
+    assert next(step for step, _ in checkpoints.found(tmp_path)) == 3
+
+
 def test_every_epoch_shows_each_image_once(tmp_path: Path) -> None:
     engine = trainer(tmp_path, steps=10)
     seen = [engine._indices(step) for step in range(10)]
