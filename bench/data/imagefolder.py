@@ -79,16 +79,18 @@ def read_folder(
     source: str,
     name_class: Callable[[str], str] = str,
     strict: bool = True,
+    splits: tuple[str, ...] = ("train", "val", "test"),
 ) -> Source:
     """Return the splits below `root`, as `read` does.
 
     Args:
+        splits: the folders to look at; of others that stand there nothing is said.
         name_class: a class's name from its folder's; may raise UserError.
         strict: see `bench.data.decode.pixels`.
     """
     if not root.is_dir():
         raise UserError(f"{str(root)!r} is no folder; expected one with train/ and test/ or val/")
-    present = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    present = [name for name in splits if (root / name).is_dir()]
     if "train" not in present or len(present) < 2:
         raise UserError(
             f"{str(root)!r} has {', '.join(f'{name}/' for name in present) or 'no split'}; "

@@ -82,6 +82,7 @@ def read_imagenet(request: Request) -> Source:
         source="https://www.image-net.org/challenges/LSVRC/2012/",
         name_class=_wordnet_id,
         strict=False,
+        splits=("train", "val"),  # test/ has no labels
     )
 
 

@@ -37,6 +37,7 @@ PACKAGES = {  # by the prefix of a name: the package, and this package's extra t
     "tfds": ("tensorflow_datasets", "tfds"),
     "wds": ("webdataset", "wds"),
 }
+TWO_SPLITS = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "mnist", "qmnist")
 DEFAULTS = {
     "root": "",
     "train": "train",
@@ -104,7 +105,21 @@ def parse(path: str) -> tuple[str, dict[str, str]]:
     whole = not query or all("=" in part for part in query.split("&"))
     if len(keys) < len(pairs) or not whole:
         raise UserError(f"{given}: expected ?KEY=VALUE&KEY=VALUE, each key once")
+    _refuse_splits_that_are_none(given, name, DEFAULTS | keys)
     return name, DEFAULTS | keys
+
+
+def _refuse_splits_that_are_none(given: str, name: str, keys: dict[str, str]) -> None:
+    """timm gives the test images of these sets for every split that is not named "train"."""
+    prefix, _, rest = name.partition("/")
+    if prefix != "torch" or rest.lower() not in TWO_SPLITS:
+        return
+    asked = {key: keys[key] for key in ("train", "test", "val")}
+    if asked != {"train": "train", "test": "test", "val": ""}:
+        raise UserError(
+            f"{given}: {name} has the splits train and test and no other; leave train=, test= and "
+            "val= out"
+        )
 
 
 def _decoded(

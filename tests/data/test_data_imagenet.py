@@ -74,6 +74,14 @@ def test_imagenet_is_train_and_the_reported_val(folder: Path) -> None:
     assert np.array_equal(dataset.images["test"], plain.images["test"])
 
 
+def test_the_flat_test_folder_of_the_contest_is_no_split(folder: Path) -> None:
+    (folder / "test").mkdir()
+    photograph().save(folder / "test" / "ILSVRC2012_test_00000001.JPEG", "JPEG")
+    dataset = load()
+    assert set(dataset.images) == {"train", "test"}
+    assert len(dataset.images["test"]) == 2 * len(WORDNET_IDS)
+
+
 def test_images_that_imagenet_has_and_a_user_folder_may_not_have_are_decoded(folder: Path) -> None:
     """Of ILSVRC's training images some are CMYK, and n02105855_2933.JPEG is a PNG."""
     photograph("CMYK").save(folder / "train" / WORDNET_IDS[0] / "z_cmyk.JPEG", "JPEG")

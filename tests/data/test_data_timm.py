@@ -245,6 +245,8 @@ def test_a_missing_package_is_one_line(monkeypatch) -> None:
         ("timm:hfds/x?rot=/x", "did you mean root"),
         ("timm:hfds/x?train", "each key once"),
         ("timm:hfds/x?train=a&train=b", "each key once"),
+        ("timm:torch/cifar10?val=val", "has the splits train and test and no other"),
+        ("timm:torch/MNIST?train=train[:90%25]", "has the splits train and test and no other"),
         ("timm:torch/no_such_set", "timm cannot read split 'train'"),
     ],
 )
