@@ -101,10 +101,10 @@ def jitter(
     blends = orders[orders <= last_blend].view(len(orders), last_blend + 1)  # (B, 2 or 3)
     blends = blends.index_select(0, arrangement)[:changed]
     factors = factors.index_select(0, arrangement)[:changed]
-    blend_factors = factors.gather(1, blends).to(images)
-    to_mean = (blends == CONTRAST).to(images)
-    to_luma = (blends == SATURATION).to(images)
-    hues = factors[:, HUE].to(images)
+    blend_factors = factors.gather(1, blends).to(images.device, images.dtype, non_blocking=True)
+    to_mean = (blends == CONTRAST).to(images.device, images.dtype, non_blocking=True)
+    to_luma = (blends == SATURATION).to(images.device, images.dtype, non_blocking=True)
+    hues = factors[:, HUE].to(images.device, images.dtype, non_blocking=True)
 
     arrangement = arrangement.to(images.device, non_blocking=True)
     arranged = images.index_select(0, arrangement)

@@ -19,7 +19,8 @@ def _resample_rows(images: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     batch, channels, height, width = images.shape
     planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1, 1)
     index = index.to(images.device, non_blocking=True).unsqueeze(1) + planes * height
-    weights = weights.to(images).unsqueeze(1).expand_as(index)
+    weights = weights.to(images.device, images.dtype, non_blocking=True)
+    weights = weights.unsqueeze(1).expand_as(index)
     resampled = F.embedding_bag(
         index.flatten(0, 2),
         images.reshape(-1, width),
