@@ -74,6 +74,10 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     if world > 1:
         _join(folder, rank, world, orders["device"])
     plugin = manager.load(orders["plugin"])
+    if plugin.sha256 != orders["code"]["plugin_sha256"]:
+        raise UserError(
+            f"{plugin.name}'s code was changed after the run was planned; run the command again"
+        )
     card = plugin.call("describe")
     uses_labels = orders["row"]["uses_labels"]
     if card.uses_labels != uses_labels:
@@ -150,6 +154,9 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         "parameters": sum(p.numel() for p in trained.parameters()),
         **passes,
     }
+    if world > 1:  # what follows is rank 0's, and may take longer than a collective waits
+        dist.barrier()
+        dist.destroy_process_group()
     artifacts, samples, refused = _save(folder, model) if rank == 0 else {}, {}, []
     if rank == 0 and card.sampling is not None and sampling.wanted(orders["evaluations"]):
         try:
@@ -160,9 +167,6 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     if samples:
         cost["sampling_seconds"] = sum(s["seconds"] for s in samples.values())
     artifacts |= {s["file"]: {k: s[k] for k in ("sha256", "bytes")} for s in samples.values()}
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
     notes = [*refused, *([f"changed global state: {', '.join(changed)}"] if changed else [])]
     if card.role == "method" and trainer.step_index < trainer.steps:
         notes.append(f"stopped after {trainer.step_index} of {trainer.steps} steps")

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench import confine, plan, runner, worker
+from bench import confine, manager, plan, runner, worker
 from bench.meters import read_metrics
 from bench.probe import fork_server
 
@@ -122,7 +122,9 @@ def carry_out(name: str, spec: plan.RunSpec, runs_dir: Path) -> list[Part]:
         source = f"describe, pretrain = observed({', '.join(hooks)})\n"
         observer = folder / "observed.py"
         observer.write_text(f"from bench.observe import observed\n\n{source}")
-        runner.lay_out(dataclasses.replace(ordered, plugin=str(observer)), options, JOBS)
+        code = ordered.code | {"plugin_sha256": manager.source_sha256(observer)}
+        ordered = dataclasses.replace(ordered, plugin=str(observer), code=code)
+        runner.lay_out(ordered, options, JOBS)
     records = run.processes if name != "short" else 0
     parts = [_train(folder, records)]
     if parts[0].status == "stopped" or (run.repeat and parts[0].status == "done"):

@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,8 @@ def carry_out(
         ledger.refuse_unwritable(options.leaderboards_dir / ledger.FILE)
     pending.sort(key=lambda spec: spec.plugin is None)  # what trains nothing waits: it takes long
     jobs = options.jobs or default_jobs(options.device)
+    memory = options.memory_gib or 0.9 * available_gib() / jobs  # before any run holds some
+    options = replace(options, memory_gib=memory)
     active: dict[int, Active] = {}
     stop: list[int] = []
     before = {
@@ -218,6 +220,7 @@ def outdated(kept: Result, protocols: Mapping[str, str]) -> str:
 def _start(spec: RunSpec, options: Options, jobs: int, context: Any) -> Active:
     from bench import worker
 
+    _refuse_leased([spec], options)  # its folder would be written anew
     folder = lay_out(spec, options, jobs)
     process = context.Process(target=worker.entry, args=(str(folder),), name=spec.run_id)
     process.start()

@@ -292,8 +292,9 @@ def _wait(
         if all(child.exit_status is not None for child in children):
             break
         progress = read_progress(folder)
-        if progress != last:
-            last, moved = progress, now
+        alive = progress and (progress.step, progress.beats)  # rate and loss begin as NaN
+        if alive != last:
+            last, moved = alive, now
         if stop and forwarded is None:
             forwarded = now
             for child in children:
@@ -311,7 +312,7 @@ def _wait(
         elif now - moved > orders["stall"]:
             verdict = Watch("timeout", f"no step for {orders['stall']:g} s (--stall)")
         lost = [c for c in children if c.exit_status not in (None, 0)]
-        overdue = lost and now - min(c.ended for c in lost) > 2.0
+        overdue = lost and not forwarded and now - min(c.ended for c in lost) > 2.0
         if verdict or overdue or (forwarded and now - forwarded > GRACE_SECONDS):
             processes.kill(children)
     left = confine.kill_all(os.getpid())

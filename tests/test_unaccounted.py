@@ -45,10 +45,10 @@ OTHER = "theirs.zero_grad(); loss.backward(); theirs.step()"
 DICE = "loss = loss * (1 + random.random() + np.random.rand()); engine.step(loss, ours)"
 
 
-def spec(folder: Path, name: str, step: str, role: str = "method") -> RunSpec:
+def spec(folder: Path, name: str, step: str, *, role: str = "method", steps: int = 6) -> RunSpec:
     file = folder / f"{name}.py"
     file.write_text(PLUGIN.format(step=step, role=role))
-    (found,) = small_runs.specs([str(file)], folder, steps=6)
+    (found,) = small_runs.specs([str(file)], folder, steps=steps)
     return found
 
 
@@ -80,6 +80,23 @@ def test_weights_that_no_engine_step_trained_are_no_result(tmp_path: Path) -> No
     assert [found[n].status for n in ("halved", "honest", "floor")] == ["done"] * 3
     assert "3 updates in 6 steps" in found["halved"].row.notes
     assert not [note for note in found["honest"].row.notes if "updates" in note]
+
+
+def test_code_that_was_changed_after_the_plan_trains_nothing(tmp_path: Path) -> None:
+    """Or its row would carry the hash of code that did not train it."""
+    asked = spec(tmp_path, "edited", ENGINE)
+    spec(tmp_path, "edited", f"{ENGINE}  # an afterthought")
+    found = carry_out([asked], tmp_path / "runs")["edited"]
+    assert found.status == "failed"
+    assert "code was changed after the run was planned" in found.reason
+
+
+def test_a_plugin_that_hangs_before_the_first_log_is_stopped(tmp_path: Path) -> None:
+    """Rate and loss of the progress record are no numbers until then, and so never equal."""
+    hang = "(__import__('time').sleep(60) if number == 1 else None); " + ENGINE
+    asked = spec(tmp_path, "hangs_early", hang, steps=400)
+    found = carry_out([asked], tmp_path / "runs", stall=4.0)["hangs_early"]
+    assert (found.status, found.reason) == ("timeout", "no step for 4 s (--stall)")
 
 
 def test_random_numbers_of_python_and_numpy_are_the_seed_s(tmp_path: Path) -> None:
