@@ -49,7 +49,7 @@ def read(request: Request, recipe: Recipe) -> Source:
             for split in ("train", "val", "test")
         },
         class_names=fashion_mnist.CLASS_NAMES,
-        licence="items MIT; photographs CC0, public domain, "
+        licence="items MIT; photographs CC0, public domain, no known copyright restrictions, "
         "CC BY 2.0 (by danielbuechele and vultilion)",
         source="https://github.com/zalandoresearch/fashion-mnist on photographs that scikit-image "
         "and scikit-learn ship",
