@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def main(folder: str | Path) -> int:
     from bench import judge
 
     folder = Path(folder).resolve()
-    orders = read_orders(folder)
+    orders = read_orders(folder, ("spec", "results", "plugin", "code", "evaluations", "arrays"))
     stop: list[int] = []
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda received, _: stop.append(received))
@@ -113,8 +113,8 @@ def entry(folder: str) -> None:
         sys.exit(2)
 
 
-def read_orders(folder: Path) -> dict[str, Any]:
-    """Return the run's orders.
+def read_orders(folder: Path, needed: Sequence[str] = ("spec", "results")) -> dict[str, Any]:
+    """Return the run's orders, which have at least the keys that are `needed`.
 
     Raises:
         UserError: there are none, or they are damaged.
@@ -132,7 +132,7 @@ def read_orders(folder: Path) -> dict[str, Any]:
             f"{path} is damaged ({error}); remove the folder and `bench run --force`"
         ) from None
     known = orders if isinstance(orders, dict) else {}
-    if lacking := sorted({"spec", "plugin", "results", "evaluations"} - set(known)):
+    if lacking := sorted(set(needed) - set(known)):
         raise UserError(
             f"{path} is damaged (it lacks {', '.join(lacking)}); remove the folder and "
             "`bench run --force`"

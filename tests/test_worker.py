@@ -353,3 +353,13 @@ def test_damaged_count_of_attempts_begins_anew(tmp_path: Path, content: str) -> 
 def test_folder_without_orders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run folder: it has no run\.json"):
         worker.main(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no document", '{"spec": {}, "results": ""}'])
+def test_damaged_orders_are_refused_in_a_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"run\.json is damaged .*; remove the folder and"
+    ) as caught:
+        worker.main(tmp_path)
+    assert "\n" not in str(caught.value)
