@@ -142,10 +142,8 @@ def build(
     correct, damaged = _correct(rows, columns)
     rows = [row for row in rows if row.key not in damaged]
 
-    trials, check = (
-        str(track.get("trials", 0)),
-        check_track(rows, headline, track.get("floors", ())),
-    )
+    trials = str(track.get("trials", 0))
+    check = check_track(rows, headline, track.get("floors", ()))
     candidates = [row for row in rows if may_rank(row, trials)]
     validation = headline is not None and headline.validation
     ranks_shown = (

@@ -25,6 +25,15 @@ def weights(seed: int = 1) -> dict[str, torch.Tensor]:
     return backbones.build(SPEC, 32).state_dict()
 
 
+def write_data(folder: Path) -> str:
+    """Write 60 noise images of four classes to set.npz; return the data set's name."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    labels = np.arange(60) % 4
+    file = folder / "set.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return f"npz:{file}"
+
+
 def fresh() -> torch.nn.Module:
     torch.manual_seed(0)
     return backbones.build(SPEC, 32)
@@ -78,15 +87,13 @@ def test_a_file_of_numbered_tensors_is_no_state_dict(tmp_path: Path) -> None:
 
 def test_no_test_read_is_noted_for_a_result_that_cannot_be_kept(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "theirs.safetensors")
-    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-    labels = np.arange(60) % 4
-    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = write_data(tmp_path)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot be made"):
         evaluate_checkpoint(
             SPEC,
             tmp_path / "theirs.safetensors",
-            f"npz:{tmp_path / 'd.npz'}",
+            data,
             image_size=32,
             names=["knn"],
             runs_dir=tmp_path / "file",
@@ -97,14 +104,11 @@ def test_no_test_read_is_noted_for_a_result_that_cannot_be_kept(tmp_path: Path) 
 
 def test_external_result_names_the_data_without_its_folder(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "theirs.safetensors")
-    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-    labels = np.arange(60) % 4
-    file = tmp_path / "set.npz"
-    np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    data = write_data(tmp_path)
     result, _ = evaluate_checkpoint(
         SPEC,
         tmp_path / "theirs.safetensors",
-        f"npz:{file}",
+        data,
         image_size=32,
         names=["knn"],
         runs_dir=tmp_path / "runs",
