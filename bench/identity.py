@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROLES = ("init", "order", "views", "forward", "stage", "generate", "evaluate")
+LIMIT_RULE = "limit/1"  # how the training images of a limited run are drawn, in its spec
 
 
 def canonical_json(value: Any) -> str:

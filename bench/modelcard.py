@@ -115,7 +115,7 @@ def _line(run: Result, row: Row, column: Column) -> list[str]:
 
 def _facts(run: Result, track: Mapping[str, Any]) -> list[tuple[str, str]]:
     spec, data, machine = run.spec, run.spec["data"], run.machine
-    kept = f", the first {data['limit']}" if "limit" in data else ""
+    kept = f", {data['limit']} of them" if "limit" in data else ""
     licence = text(track.get("licence") or "not recorded")
     budget = f"{spec['budget']['steps']} steps of {spec['batch_size']} images"
     budget += f" in chunks of {spec['chunk']}" if "chunk" in spec else ""

@@ -71,7 +71,7 @@ selecting = joined(
     click.option("--batch-size", type=POSITIVE, help="Source images per step."),
     saving,
     compiling,
-    click.option("--limit", type=POSITIVE, help="Only the first N training images."),
+    click.option("--limit", type=POSITIVE, help="Only N training images, drawn at random."),
     click.option(
         "--samples", type=POSITIVE, help="Images that generators draw, and their reference."
     ),

@@ -16,7 +16,7 @@ from bench import ENGINE, precision
 from bench.budgets import PRICED, Price, flops_words, total_steps, words
 from bench.cards import recipe_used
 from bench.errors import UnknownName, UserError
-from bench.identity import run_id
+from bench.identity import LIMIT_RULE, run_id
 from bench.manager import RAW_PIXELS
 from bench.track import Track, absolute_name, data_name, load_track, override, pin_data, shipped
 
@@ -268,7 +268,7 @@ def _run(
     # many steps.
     most = facts["sizes"].get("unlabeled", split["train"])
     num_images = min(most, track.data["limit"] or most)
-    limited = {"limit": num_images} if num_images < most else {}
+    limited = {"limit": num_images, "drawn": LIMIT_RULE} if num_images < most else {}
     steps = _steps(track, name, card["role"], num_images, price) if trains else 0
     spec = {
         "schema": SCHEMA,

@@ -31,8 +31,8 @@ class Track:
         floors: methods that every table carries; the harness's own raw pixels among them.
         reference: the method that learns from the labels, or None.
         data: name, image_size, store_size (only where images are stored larger than the backbone
-            sees them, for views to crop from), limit (only that many training images, the first; or
-            None), and sha256 and test_sha256, None unless `pin_data` filled them in.
+            sees them, for views to crop from), limit (only that many training images, drawn without
+            labels; or None), and sha256 and test_sha256, None unless `pin_data` filled them in.
         backbone: name, args, stem, as `bench.backbones.build` takes it.
         budget: one of `bench.budgets.KINDS` and how much of it.
         evaluations: {protocol: overrides of its settings}.

@@ -204,9 +204,11 @@ def _write_arrays(orders: dict[str, Any]) -> list[str]:
         orders["dataset"], spec, test=False, on_bad_image=orders["on_bad_image"]
     )
     limit = spec["data"].get("limit")
-    split = dataclasses.replace(split, train=split.train[:limit])
-    if "unlabeled" in dataset.images:
-        dataset = dataset.first("unlabeled", limit)
+    kept = data.some(len(split.train), limit, dataset.sha256)
+    split = dataclasses.replace(split, train=split.train[kept])
+    if limit is not None and "unlabeled" in dataset.images:
+        kept = data.some(len(dataset.images["unlabeled"]), limit, dataset.sha256)
+        dataset = dataset.only("unlabeled", kept)
     arrays.materialise(dataset, split, orders["arrays"])
     return [str(place.absolute()) for place in dataset.places]
 

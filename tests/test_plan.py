@@ -319,6 +319,7 @@ def test_a_limit_stands_in_the_spec_only_where_it_bites():
     (few,) = runs(plan.override(standard, limit=300))
     (all_,) = runs(plan.override(standard, limit=5000))
     assert few.spec["data"]["limit"] == 300
+    assert few.spec["data"]["drawn"] == "limit/1"
     assert few.spec["budget"]["steps"] == 24 * 2
     assert all_.spec == runs()[0].spec
     assert all_.track != "digits"

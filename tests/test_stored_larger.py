@@ -44,8 +44,9 @@ def test_evaluations_get_the_centre_and_pretraining_the_whole(archive: str, tmp_
     folder = data.materialise(dataset, split, tmp_path / "arrays")
     assert np.array_equal(data.pretraining(folder, uses_labels=True)[0], IMAGES[split.train])
     assert np.array_equal(data.pretraining(folder, uses_labels=False)[0], IMAGES[:30])
-    first = dataset.first("unlabeled", 5)
-    assert len(first.stored("unlabeled")) == len(first.images["unlabeled"]) == 5
+    only = dataset.only("unlabeled", np.array([2, 7]))
+    assert np.array_equal(only.stored("unlabeled"), IMAGES[[2, 7]])
+    assert len(only.images["unlabeled"]) == 2
 
 
 def test_hashes_are_those_of_the_stored_images(archive: str) -> None:

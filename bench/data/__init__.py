@@ -32,7 +32,7 @@ from bench.data.arrays import load_array, materialise, pretraining
 from bench.data.hashes import split_sha256
 from bench.data.neighbours import near_duplicates
 from bench.data.source import MAX_CLASSES, Part, Request, Source
-from bench.data.splits import Split, duplicates, split
+from bench.data.splits import Split, duplicates, some, split
 from bench.errors import UnknownName, UserError
 from bench.files import cache_folder
 from bench.identity import canonical_json, digest
@@ -51,6 +51,7 @@ __all__ = [
     "near_duplicates",
     "of_spec",
     "pretraining",
+    "some",
     "split",
 ]
 
@@ -119,10 +120,10 @@ class Dataset:
     extra_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     larger: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def first(self, key: str, count: int | None) -> Dataset:
-        """Return the data set with only the first `count` images of an unlabeled split."""
-        images = self.images | {key: self.images[key][:count]}
-        larger = self.larger | ({key: self.larger[key][:count]} if self.larger else {})
+    def only(self, key: str, rows: np.ndarray) -> Dataset:
+        """Return the data set with only these rows of an unlabeled split."""
+        images = self.images | {key: self.images[key][rows]}
+        larger = self.larger | ({key: self.larger[key][rows]} if self.larger else {})
         return replace(self, images=images, larger=larger)
 
     def stored(self, key: str) -> np.ndarray:

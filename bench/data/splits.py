@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.errors import UserError
-from bench.identity import canonical_json
+from bench.identity import LIMIT_RULE, canonical_json
 
 if TYPE_CHECKING:
     from bench.data import Dataset
@@ -86,6 +86,19 @@ def _hashed(train: np.ndarray, val: np.ndarray, own: bool) -> Split:
     for rows in (train, val):
         sha256.update(rows.astype("<i8").tobytes())
     return Split(train, val, own, sha256.hexdigest())
+
+
+def some(num_images: int, count: int | None, sha256: str) -> np.ndarray:
+    """Return `count` rows of `num_images`, int64, sorted; all of them if None or too many.
+
+    Drawn without labels by the data's `sha256` alone, so that images stored class by class give
+    images of all classes, and a smaller count gives rows among those of a larger one.
+    """
+    if count is None or count >= num_images:
+        return np.arange(num_images)
+    address = canonical_json([sha256, LIMIT_RULE])
+    stream = np.random.PCG64(int.from_bytes(hashlib.sha256(address.encode()).digest(), "big"))
+    return np.sort(np.argsort(stream.random_raw(num_images), kind="stable")[:count])
 
 
 def duplicates(dataset: Dataset, split: Split) -> int:

@@ -57,6 +57,28 @@ def test_every_image_is_set_aside_equally_often(make_dataset) -> None:
     assert np.abs(times - 200).max() < 5 * 13.4
 
 
+def test_a_limit_draws_all_classes_of_images_stored_class_by_class() -> None:
+    labels = np.repeat(np.arange(10), 100)
+
+    rows = data.some(1000, 100, "ab" * 32)
+
+    # Hypergeometric: 10 of each class expected, standard deviation sqrt(100 * 0.1 * 0.9 * 0.9) = 3.
+    found = np.bincount(labels[rows], minlength=10)
+    assert len(rows) == 100
+    assert found.min() > 0
+    assert found.max() < 10 + 4 * 3
+    assert (np.diff(rows) > 0).all()
+
+
+def test_limits_are_nested_and_none_or_too_many_keep_every_row() -> None:
+    few, more = data.some(50, 10, "ab" * 32), data.some(50, 20, "ab" * 32)
+
+    assert set(few) < set(more)
+    assert not np.array_equal(few, data.some(50, 10, "cd" * 32))
+    for count in (None, 50, 60):
+        assert np.array_equal(data.some(50, count, "ab" * 32), np.arange(50))
+
+
 def test_own_validation_split_is_used(make_dataset) -> None:
     dataset = make_dataset(LABELS, val=[0, 1, 2])
 
