@@ -104,14 +104,18 @@ def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
 def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
     """Average gradients over `world` processes in flat buckets, all under way at once.
 
-    A parameter without a gradient here counts as zero, so that all processes reduce the same.
+    A parameter without a gradient here counts as zero, so that all processes reduce the same; it
+    has none afterwards where no process had one, and the optimizer leaves it as it is.
     """
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    idle = [i for i, parameter in enumerate(parameters) if parameter.grad is None]
+    for i in idle:
+        parameters[i].grad = torch.zeros_like(parameters[i])
+    shares = torch.ones(len(parameters), device=parameters[0].device)  # who had a gradient
+    if idle:
+        shares[idle] = 0
     buckets: list[list[Tensor]] = [[]]
     size = 0
-    for gradient in gradients(parameters):
+    for gradient in [*gradients(parameters), shares]:
         if size + gradient.numel() > BUCKET and buckets[-1]:
             buckets.append([])
             size = 0
@@ -125,3 +129,7 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
         parts = values.split([g.numel() for g in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+    if idle:  # the others need not wait for the answer
+        for i, share in zip(idle, shares[idle].tolist(), strict=True):
+            if share == 0:
+                parameters[i].grad = None
