@@ -39,10 +39,10 @@ def read_progress(folder: Path) -> Progress | None:
     return Progress(*RECORD.unpack(content)) if len(content) == RECORD.size else None
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """Return the whole lines of a run's metrics.jsonl; an unfinished last line is left out."""
     try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines = (folder / name).read_text().splitlines()
     except OSError:
         return []
     rows = []
@@ -67,7 +67,7 @@ class Meter:
         self.beats = 0
         self.updates = 0  # of any optimizer
         self._pending: dict[str, torch.Tensor | float] = {}
-        self._loss_sum: torch.Tensor | None = None
+        self._loss_sum: torch.Tensor | float | None = None
         self._loss_count = 0
         self._window_start = (0, 0.0)
         self._started: float | None = None
@@ -76,20 +76,28 @@ class Meter:
         )
 
     def resume(self, state: dict[str, Any], step: int) -> None:
-        """Go on from a checkpoint's clock; lines of metrics.jsonl after `step` are dropped."""
+        """Go on from a checkpoint's clock and sums; lines of the records after `step` go."""
         self.seconds = state.get("seconds", 0.0)
         self.windows = list(state.get("windows", []))
         self.passes.update(state.get("passes", {}))
         self.health = dict(state.get("health", {}))
         self.updates = state.get("updates", step)
         self._window_start = (step, self.seconds)
-        if self.write:
-            kept = [row for row in read_metrics(self.folder) if row["step"] <= step]
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomically(self.folder / "metrics.jsonl", text.encode())
+        self._pending = dict(state.get("pending", {}))
+        if "loss" in state:
+            self._loss_count, self._loss_sum = state["loss"]
+        for name in ("metrics.jsonl", "health.jsonl") if self.write else ():
+            kept = [row for row in read_metrics(self.folder, name) if row["step"] <= step]
+            if kept or (self.folder / name).exists():
+                text = "".join(json.dumps(row) + "\n" for row in kept)
+                write_atomically(self.folder / name, text.encode())
 
     def state(self) -> dict[str, Any]:
+        """Return what `resume` goes on from; waits for the device."""
+        total = self._loss_sum
         return {
+            "pending": {name: float(value) for name, value in self._pending.items()},
+            **({} if total is None else {"loss": (self._loss_count, float(total))}),
             "seconds": self.seconds,
             "windows": self.windows,
             "passes": dict(self.passes),
@@ -127,7 +135,7 @@ class Meter:
         """Count an update, and its loss for the next line."""
         self.updates += 1
         loss = loss.detach().float()
-        self._loss_sum = loss.clone() if self._loss_sum is None else self._loss_sum.add_(loss)
+        self._loss_sum = loss.clone() if self._loss_sum is None else loss + self._loss_sum
         self._loss_count += 1
 
     def add(self, scalars: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from bench import checkpoints
 from bench.engine import Interrupted, Trainer
 from bench.errors import Diverged, UserError
+from bench.meters import Meter, read_metrics
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
 LABELS = np.arange(40) % 4
@@ -207,6 +208,30 @@ def test_metrics_are_cut_to_the_checkpoint_on_resume(tmp_path: Path) -> None:
     train(tmp_path)
     steps = [json.loads(x)["step"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 13))
+
+
+def test_a_resumed_line_of_metrics_is_over_the_steps_before_as_well(tmp_path: Path) -> None:
+    losses = [torch.tensor(x) for x in (1.5, 0.1, 7.3, 2.2)]
+    places = [tmp_path / "whole", tmp_path / "parts"]
+    for place in places:
+        place.mkdir()
+        meter = Meter(place, 4, 8, write=True)
+        for step, loss in enumerate(losses, start=1):
+            if place.name == "parts" and step == 3:
+                meter.record_health(2, {"rankme": 3.0})
+                state = meter.state()
+                meter.record_health(3, {"rankme": 4.0})  # then it died, and began again
+                meter = Meter(place, 4, 8, write=True)
+                meter.resume(state, 2)
+            meter.add_loss(loss)
+            meter.add({"norm": loss} if step < 3 else {})
+        meter.flush(4)
+
+    whole, parts = [read_metrics(place) for place in places]
+    assert whole == parts
+    assert whole[0]["loss"] == pytest.approx(2.775)
+    assert whole[0]["norm"] == pytest.approx(0.1)
+    assert [row["step"] for row in read_metrics(places[1], "health.jsonl")] == [2]
 
 
 def test_settle_gives_the_statistics_of_clean_images(tmp_path: Path) -> None:
