@@ -167,8 +167,7 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
             if protocol_hash in result.evaluations
             for metric in scores(result.evaluations[protocol_hash])
         }
-        every = [(metric, f"{name}: {metric}") for metric in sorted(found)]
-        metrics = METRICS.get(name, every)
+        metrics = _metrics(name, found)
         named = [p.get("headline") for p in track.get("protocols", ()) if p["id"] == name]
         more = WHERE_NAMED.get(name, ())
         metrics = [m for m in more if {m[0], m[0].removesuffix("_top1")} & set(named)] + [*metrics]
@@ -187,6 +186,29 @@ def choose_columns(track: Mapping[str, Any], results: Sequence[Result]) -> list[
     columns = [c for c in columns if not results or any(c.entry(result) for result in results)]
     headline = choose_headline(track, columns)
     return sorted(columns, key=lambda c: headline is not None and c.protocol != headline.protocol)
+
+
+def _metrics(name: str, found: Iterable[str]) -> Sequence[tuple[str, str]]:
+    """Return which metrics of a protocol pages show, with their titles: of few labels those of
+    every K that a track asks for, where METRICS has the usual ones."""
+    if name not in METRICS:
+        return [(metric, f"{name}: {metric}") for metric in sorted(found)]
+    if name != "few_labels":
+        return METRICS[name]
+    usual = {_of_k(metric)[0] for metric, _ in METRICS[name]}
+    others = {metric: _of_k(metric) for metric in found if metric.endswith("top1")}
+    more = [
+        (metric, f"{k} labels/class{', best stage' * best}")
+        for metric, (k, best) in others.items()
+        if k not in usual
+    ]
+    return sorted((*METRICS[name], *more), key=lambda pair: _of_k(pair[0]))
+
+
+def _of_k(metric: str) -> tuple[int, bool]:
+    """Return K of a metric `k<K>_top1` or `k<K>_best_top1`, and whether of the best stage."""
+    first, *rest = metric.split("_")
+    return int(first.removeprefix("k")), "best" in rest
 
 
 def named_by(title: str, settings: Mapping[str, Any]) -> str:

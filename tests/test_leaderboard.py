@@ -402,6 +402,20 @@ def test_a_named_headline_has_a_column_though_pages_do_not_show_it():
     assert "difference in “5 labels" not in named  # one row: no pair
 
 
+def test_every_k_of_few_labels_has_a_column_and_may_rank():
+    runs = seeds("contrast_net", 5)
+    metrics = {"k20_best_top1": 41.5, "k20_top1": 33.0, "k10_top1": 21.0, "k3_top1": 9.0}
+    for run in runs:
+        run.evaluations[FEW] = type(run.evaluations[KNN]).model_validate(
+            {"id": "few_labels", "version": 1, "metrics": metrics | {"k20_spread": 1.0}}
+        )
+    few = {"id": "few_labels", "version": 1, "hash": FEW, "headline": "k20_best_top1"}
+    found = row(render_track(track(protocols=[few]), runs), "contrast")
+    titles = [f"{k} labels/class" for k in (3, 10, 20)] + ["20 labels/class, best stage"]
+    assert [title for title in found if "labels/class" in title] == titles
+    assert [found[title].split()[0] for title in titles] == ["9.0", "21.0", "33.0", "41.5"]
+
+
 def test_damaged_shares_leave_the_row_out():
     runs = [with_few_labels(run) for run in board()]
     runs[-2].evaluations[FEW].draws["k5_top1"] = 3
