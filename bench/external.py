@@ -49,6 +49,14 @@ def evaluate_run(
     dataset, split = data.of_spec(
         orders["dataset"], spec, test=True, on_bad_image=orders["on_bad_image"]
     )
+    file = ledger_file or ledger.usual_folder() / ledger.FILE
+    looks = [line for line in ledger.read(file) if line["run_id"] == folder.name]
+    then = [line["test_sha256"] for line in looks]
+    if then and then[-1] != dataset.test_sha256:
+        raise UserError(
+            f"{orders['dataset']}: its test images or labels hash to {dataset.test_sha256[:12]}, "
+            f"and to {then[-1][:12]} when {folder.name} was judged; put them back as they were"
+        )
     evaluations.refuse_missing(names, dataset)
     chosen = {name: evaluations.chooses(name, {}) for name in names}
     if spec["data"].get("parity") and any(chosen.values()):
@@ -65,7 +73,7 @@ def evaluate_run(
     except (integrity.IntegrityError, FileNotFoundError) as error:
         raise UserError(f"{folder.name} cannot be evaluated: {error}") from None
     ledger.append(
-        ledger_file or ledger.usual_folder() / ledger.FILE,
+        file,
         ledger.of_run(
             track=orders["track"],
             spec=spec,

@@ -127,9 +127,18 @@ def carry_out(
     context = fork_server()
     try:
         while (pending and not stop) or active:
+            elsewhere: list[RunSpec] = []
             while pending and len(active) < jobs and not stop:
-                started = _start(pending.pop(0), options, jobs, context)
-                active[started.process.sentinel] = started
+                spec = pending.pop(0)
+                kept = _kept(spec, options)  # another `bench run` may have it in hand, or done
+                if kept is not None:
+                    finished(spec, kept, True)
+                elif worker.is_leased(options.runs_dir / spec.run_id):
+                    elsewhere.append(spec)
+                else:
+                    started = _start(spec, options, jobs, context)
+                    active[started.process.sentinel] = started
+            pending += elsewhere
             for sentinel in wait(list(active), timeout=POLL_SECONDS):
                 ended = active.pop(sentinel)
                 ended.process.join()
@@ -220,7 +229,6 @@ def outdated(kept: Result, protocols: Mapping[str, str]) -> str:
 def _start(spec: RunSpec, options: Options, jobs: int, context: Any) -> Active:
     from bench import worker
 
-    _refuse_leased([spec], options)  # its folder would be written anew
     folder = lay_out(spec, options, jobs)
     process = context.Process(target=worker.entry, args=(str(folder),), name=spec.run_id)
     process.start()

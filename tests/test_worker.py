@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,11 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_runs
 
 from bench import checkpoints, confine, results, runner, worker
 from bench.errors import UserError
+from bench.external import evaluate_run
 from bench.identity import file_sha256
 from bench.meters import read_progress
 from bench.plan import RunSpec
@@ -275,6 +278,77 @@ def test_second_worker_on_a_folder_is_refused(
     process.terminate()
     process.join()
     assert not worker.is_leased(place)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_taken_as_it_is(
+    long_run: tuple[Path, RunSpec, str], tmp_path: Path
+) -> None:
+    """Two boards in one working folder share floors and reference."""
+    folder, shared, _ = long_run
+    (own,) = small_runs.specs(small_runs.hostile("raises"), folder, steps=150)
+    there = runner.result_path(shared, runner.Options(folder / "whole")).read_bytes()
+    options = runner.Options(tmp_path, jobs=1, leaderboards_dir=tmp_path)
+    target = runner.result_path(shared, options)
+    ended: list[tuple[str, bool]] = []
+    seen: list[tuple[int, int]] = []
+    with contextlib.ExitStack() as other:
+
+        def watching(active: list[runner.Active], waiting: int) -> None:
+            seen.append((len(active), waiting))
+            if len(seen) == 1:
+                (tmp_path / shared.run_id).mkdir()
+                other.enter_context(worker._lease(tmp_path / shared.run_id))
+            elif seen[-3:] == [(0, 1)] * 3:
+                target.write_bytes(there)
+                other.close()
+
+        runner.carry_out(
+            [own, shared],
+            options,
+            finished=lambda spec, result, skipped: ended.append((spec.run_id, skipped)),
+            watching=watching,
+        )
+
+    assert ended == [(own.run_id, False), (shared.run_id, True)]
+    assert target.read_bytes() == there
+
+
+@contextlib.contextmanager
+def changed(archive: Path, name: str) -> Iterator[None]:
+    """One number of the archive's array is another for a while."""
+    before = archive.read_bytes()
+    with np.load(archive) as stored:
+        arrays = dict(stored)
+    arrays[name].flat[0] = (int(arrays[name].flat[0]) + 1) % small_runs.CLASSES
+    np.savez(archive, **arrays)
+    try:
+        yield
+    finally:
+        archive.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["x_train", "y_train"])
+def test_data_that_changed_since_the_plan_train_nothing(
+    long_run: tuple[Path, RunSpec, str], tmp_path: Path, name: str
+) -> None:
+    folder, spec, _ = long_run
+    with changed(folder / "small.npz", name):
+        place, process = start(spec, tmp_path)
+        process.join()
+    assert process.exitcode == 2
+    assert not runner.result_path(spec, runner.Options(tmp_path)).exists()
+    assert not (place / "metrics.jsonl").exists()
+
+
+def test_a_finished_run_is_not_judged_again_on_other_test_images(
+    long_run: tuple[Path, RunSpec, str],
+) -> None:
+    folder, spec, _ = long_run
+    path = runner.result_path(spec, runner.Options(folder / "whole"))
+    before, ledger = path.read_bytes(), folder / "whole" / "ledger.jsonl"
+    with changed(folder / "small.npz", "x_test"), pytest.raises(UserError, match="test images"):
+        evaluate_run(spec.run_id, ["linear_probe"], folder / "whole", ledger_file=ledger)
+    assert path.read_bytes() == before
 
 
 def test_artifact_with_changed_bytes_is_trained_again(

@@ -216,7 +216,7 @@ def of_spec(
         name: as `load` takes it; the spec has it without folders.
 
     Raises:
-        UserError: see `load` and `split`.
+        UserError: see `load` and `split`; or they are not as they were when the run was planned.
     """
     dataset = load(
         name,
@@ -225,7 +225,17 @@ def of_spec(
         test=test,
         on_bad_image=on_bad_image,
     )
-    return dataset, split(dataset, spec["seed"], parity=spec["data"].get("parity", False))
+    found = split(dataset, spec["seed"], parity=spec["data"].get("parity", False))
+    for what, then, now in (
+        ("images or labels", spec["data"]["sha256"], dataset.sha256),
+        ("validation split", spec["data"]["split"], found.sha256),
+    ):
+        if then != now:
+            raise UserError(
+                f"{name}: its {what} hash to {now[:12]}, and to {then[:12]} when the run was "
+                "planned; put them back as they were, or start anew with `bench run`"
+            )
+    return dataset, found
 
 
 def _extras(parts: dict[str, Part]) -> dict[str, dict[str, np.ndarray]]:
