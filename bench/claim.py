@@ -31,7 +31,8 @@ class Metric(_Table):
     Attributes:
         settings: of the protocol, other than the track's. sampling: of a protocol over samples, how
             they are drawn other than by the method's card.
-        below: the number becomes 100 where it is below this, and 0 where it is not.
+        below: the number becomes 100 where it is below this, and 0 where it is not, or where there
+            is none because training diverged or its outcome was invalid.
     """
 
     protocol: Text

@@ -278,6 +278,9 @@ def _picks(side: Measured) -> list[str]:
     if side.picked_by:
         scores = ", ".join(f"{name} {score:.2f}" for name, score in side.picked_by.items())
         notes.append(f"{text(side.cell.method)} is the best on validation: {text(scores)}")
+    if side.ended:
+        name = text(f"{side.cell.title}, {side.cell.variant or f'batch {side.cell.batch_size}'}")
+        notes.append(f"{name}: {text(', '.join(side.ended))}: not below the bar")
     if side.absent:
         notes.append(f"not part of this version, left out: {text(', '.join(side.absent))}")
     if side.cell.tuned is not None:

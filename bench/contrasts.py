@@ -11,6 +11,7 @@ are not paired by seed; what is measured on one and the same run is one value of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from scipy.special import stdtrit
 from bench.pairs import LEVEL, MOST_DF
 
 MOST_SEEDS = 1000
+ROUNDING = 1e-12  # of the parts of a sum: less is nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +32,27 @@ class Cell:
         values: (n,) one per seed, in the contrast's unit.
         images: (N,) the mean over seeds of each image's value in the same unit, or None.
         weight: of the cell's mean in the contrast.
+        share: whether each value is 0 or 100, a thing that happened or did not. Seeds that agree
+            then still leave open how often it happens: three of three is no certainty.
     """
 
     values: np.ndarray
     images: np.ndarray | None = None
     weight: float = 1.0
+    share: bool = False
+
+    @property
+    def variance(self) -> float:
+        """Return the seeds' variance s^2; 0 of a single seed, which tells nothing.
+
+        Of a share whose n seeds agree, p (1 - p) where p is half a seed more away from the edge,
+        (1/2) / (n + 1): the mean of p given the seeds under Jeffreys' prior.
+        """
+        n = len(self.values)
+        if n < 2:
+            return 0.0
+        found = float(self.values.var(ddof=1))
+        return 100.0**2 * (n + 0.5) * 0.5 / (n + 1) ** 2 if self.share and not found else found
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,10 @@ def estimate(cells: Sequence[Cell], measure: str = "difference") -> Estimate:
     if measure != "difference":
         cells = [_logarithms(cell) for cell in cells]
     n = min(len(cell.values) for cell in cells)
-    value = sum(cell.weight * float(cell.values.mean()) for cell in cells)
+    parts = [cell.weight * float(cell.values.mean()) for cell in cells]
+    value = math.fsum(parts)
+    if abs(value) <= ROUNDING * math.fsum(map(abs, parts)):
+        value = 0.0
     shares, df = _seed_shares(cells)
     images, num_images = _image_variance(cells)
     square = sum(shares) + images
@@ -157,8 +178,7 @@ def _seed_shares(cells: Sequence[Cell]) -> tuple[list[float], float]:
     """Return each cell's weight^2 s^2 / n, and their sum's degrees of freedom."""
     sizes = [len(cell.values) for cell in cells]
     shares = [
-        cell.weight**2 * float(cell.values.var(ddof=1)) / size if size > 1 else 0.0
-        for cell, size in zip(cells, sizes, strict=True)
+        cell.weight**2 * cell.variance / size for cell, size in zip(cells, sizes, strict=True)
     ]
     return shares, satterthwaite(shares, [float(size - 1) for size in sizes])
 

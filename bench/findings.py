@@ -31,6 +31,8 @@ class Measured:
             not installed.
         values: (n,) of the side's metric. images: (N,) its mean over seeds for each test image.
         beside: {metric: mean} of what is only shown.
+        share: whether values are 100 or 0, for below a bar or not.
+        ended: seeds that ended without a number and count as not below the bar, in words.
     """
 
     side: Side
@@ -40,6 +42,8 @@ class Measured:
     values: np.ndarray
     images: np.ndarray | None
     beside: dict[str, float]
+    share: bool = False
+    ended: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ class Finding:
     shown: dict[str, float] = field(default_factory=dict)
     holds: str = ""
     stamps: tuple[str, ...] = ()
+
+
+BROKE_DOWN = ("diverged", "invalid")  # of the statuses that a repetition does not change
 
 
 class Incomplete(Exception):
@@ -135,7 +142,7 @@ def _cells(sides: Sequence[Measured], measure: str = "difference") -> list[contr
         key = (side.cell.track, *side.cell.runs.values())
         weight = side.side.weight
         if key not in merged:
-            merged[key] = contrasts.Cell(side.values, side.images, weight)
+            merged[key] = contrasts.Cell(side.values, side.images, weight, side.share)
             continue
         before = merged[key]
         if measure != "difference":
@@ -165,27 +172,30 @@ def _measured(
         raise Incomplete("")
     if not present:
         raise Incomplete(f"{', '.join(absent)} is not part of this version")
-    runs = {cell.method: _runs(cell, record, folder) for cell in present}
+    metric = side.metric or claim.metric
+    assert metric is not None  # a claim with sides has one
+    share = metric.below is not None
+    broken = share and len(side.methods) == 1  # none is picked by what it would lack
+    runs = {cell.method: _runs(cell, record, folder, broken=broken) for cell in present}
     picked_by: dict[str, float] = {}
     chosen = present[0]
     if len(side.methods) > 1:
-        metric = contrast.select or claim.metric
-        assert metric is not None  # a claim with sides has one
+        choice = contrast.select or claim.metric
+        assert choice is not None
         picked_by = {
             cell.method: float(
-                np.mean([_on_validation(run, metric, record) for run in runs[cell.method]])
+                np.mean([_on_validation(run, choice, record) for run in runs[cell.method]])
             )
             for cell in present
         }
-        pick = min if is_distance(metric.protocol, metric.name) else max
+        pick = min if is_distance(choice.protocol, choice.name) else max
         best = pick(picked_by, key=lambda name: picked_by[name])  # of equals, the first listed
         chosen = next(cell for cell in present if cell.method == best)
-    metric = side.metric or claim.metric
-    assert metric is not None
     picked = runs[chosen.method]
+    done = [run for run in picked if run.status == "done"]
     beside = {}
     for other in claim.beside:
-        numbers = [_value(run, other, record) for run in picked]
+        numbers = [_value(run, other, record) for run in done] or [float("nan")]
         beside[f"{other.key} {other.name}"] = float(np.mean(numbers))
     return Measured(
         side=side,
@@ -193,13 +203,18 @@ def _measured(
         picked_by=picked_by,
         absent=absent,
         values=np.array([_value(run, metric, record) for run in picked]),
-        images=_images(picked, metric, record),
+        images=None if share else _images(picked, metric, record),
         beside=beside,
+        share=share,
+        ended=tuple(f"seed {run.seed} ended as {run.status}" for run in picked if run not in done),
     )
 
 
-def _runs(cell: CellRecord, record: Record, folder: Path) -> list[Result]:
+def _runs(cell: CellRecord, record: Record, folder: Path, *, broken: bool = False) -> list[Result]:
     """Return a cell's finished runs by seed.
+
+    Args:
+        broken: whether runs count that ended without numbers because training broke down.
 
     Raises:
         Incomplete: some are missing or ended otherwise.
@@ -212,7 +227,9 @@ def _runs(cell: CellRecord, record: Record, folder: Path) -> list[Result]:
             faults.append(f"seed {seed} is missing")
             continue
         result = results.read(file)
-        if result.status != "done":
+        if broken and result.status in BROKE_DOWN:
+            found.append(result)
+        elif result.status != "done":
             faults.append(f"seed {seed} ended as {result.status}")
         elif result.run_id != run_id or result.seed != seed:
             faults.append(f"seed {seed} is another run")
@@ -231,6 +248,8 @@ def _entry(run: Result, metric: Metric, record: Record) -> results.EvaluationEnt
 
 
 def _value(run: Result, metric: Metric, record: Record) -> float:
+    if metric.below is not None and run.status in BROKE_DOWN:
+        return 0.0  # it is not below the bar
     if metric.protocol == "cost":
         cost = run.cost.model_dump()
         if metric.name not in cost:

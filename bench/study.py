@@ -356,6 +356,6 @@ def will_do(file: Path, spec: RunSpec, needed: set[str]) -> bool:
         kept = results.read(file)
     except UserError:
         return False
-    if kept.status != "done":
-        return kept.status in results.TERMINAL
-    return needed <= set(kept.evaluations) and not runner.is_stale(kept, spec)
+    if kept.status not in results.TERMINAL or runner.is_stale(kept, spec):
+        return False
+    return kept.status != "done" or needed <= set(kept.evaluations)

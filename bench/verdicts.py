@@ -11,6 +11,7 @@ SMALLER = "reproduced, smaller"
 CONTRADICTED = "contradicted"
 NO_EFFECT = "no effect of that size here"
 UNDECIDED = "undecided"
+ROUNDING = 1e-6  # of delta: a claim's weights, as 0.0833333333, sum to a little less than they mean
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Verdict:
 def superiority(value: float, low: float, high: float, delta: float) -> str:
     """Return the word for "the contrast is above 0, by `delta` or more"."""
     if low > 0:
-        return REPRODUCED if value >= delta else SMALLER
+        return REPRODUCED if value >= delta * (1 - ROUNDING) else SMALLER
     if high < 0:
         return CONTRADICTED
     if -delta < low and high < delta:

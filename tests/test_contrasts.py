@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from bench.contrasts import Cell, estimate, regret, seeds_until
+from bench.verdicts import NO_EFFECT, REPRODUCED, superiority
 
 SIMULATIONS = 1500  # at a coverage of 95 %, 0.56 points of standard error; the seeds are fixed
 
@@ -150,3 +151,42 @@ def test_noise_alone_is_no_regret():
 def test_regret_of_what_has_none_is_refused(values, complaint):
     with pytest.raises(ValueError, match=complaint):
         regret(places(xa=values, xb=values))
+
+
+def shares(*working: int, n: int = 3, weight: float = 0.0833333333) -> list[Cell]:
+    """Cells of n seeds, one per setting, of which so many work."""
+    return [Cell(100.0 * (np.arange(n) < k), None, weight, share=True) for k in working]
+
+
+@pytest.mark.parametrize("both", range(13))
+def test_equal_shares_differ_by_nothing_at_all(both: int):
+    work = [3] * both + [0] * (12 - both)
+    found = estimate(shares(*work) + shares(*work, weight=-0.0833333333))
+    assert found.value == 0.0
+    assert found.high == -found.low
+    assert superiority(found.value, found.low, found.high, 25.0) == NO_EFFECT
+
+
+def test_three_seeds_of_three_are_no_certainty():
+    one = estimate(shares(3, *[0] * 11) + shares(*[0] * 12, weight=-0.0833333333))
+    # By hand: each of 24 cells p = 1/8 or 7/8, 10^4 p (1 - p) / 3 of it, weight 1/12, df 24 * 2.
+    reach = stats.t.ppf(0.975, 48) * 100 * (24 * (7 / 64) / 3) ** 0.5 / 12
+    assert (one.high - one.low) / 2 == pytest.approx(reach, rel=1e-6)
+    assert one.low < 0 < one.value
+    three = estimate(shares(*[3] * 3, *[0] * 9) + shares(*[0] * 12, weight=-0.0833333333))
+    assert superiority(three.value, three.low, three.high, 25.0) == REPRODUCED
+    assert estimate([Cell(np.array([7.0, 7.0]))]).low == 7.0  # what is no share may be certain
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0, 50.0])
+def test_intervals_of_shares_cover_the_truth(beta: float):
+    """Chances that settings work from nearly all 0 or 1 (beta 0.1) to all about a half (50)."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(SIMULATIONS):
+        chances = generator.beta(beta, beta, 24)
+        working = generator.binomial(3, chances)
+        found = estimate(shares(*working[:12]) + shares(*working[12:], weight=-0.0833333333))
+        truth = 100 * (chances[:12].mean() - chances[12:].mean())
+        covered += found.low <= truth <= found.high
+    assert covered / SIMULATIONS > 0.95 - 3 * 0.0056

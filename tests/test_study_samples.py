@@ -146,6 +146,26 @@ def test_contrasts_of_samples_are_judged(done) -> None:
     assert "# Claims" in page
 
 
+def test_a_run_that_broke_down_is_one_that_is_not_below_the_bar(done, tmp_path: Path) -> None:
+    claim, options = done
+    target = tmp_path / "studies"
+    subprocess.run(["cp", "-r", records.studies_folder(options.runs_dir), target], check=True)
+    before = find(claim, target)[1]
+    (side,) = before[1].sides
+    file = records.find_result(target, side.cell.track, side.cell.runs["1"])
+    run = results.read(file).model_copy(update={"evaluations": {}, "reason": "the loss is nan"})
+    for status, value in (("invalid", 50.0), ("diverged", 50.0), ("failed", None)):
+        results.write(file, run.model_copy(update={"status": status}))
+        share = find(claim, target)[1][1]
+        if value is None:
+            assert (share.state, share.estimate) == ("incomplete", None)
+            continue
+        assert share.sides[0].values.tolist() == [100.0, 0.0]
+        assert share.estimate.value == value
+        assert share.verdict is not None
+        assert f"seed 1 ended as {status}: not below the bar" in claims.render(tmp_path, [claim])
+
+
 def test_each_way_of_sampling_has_its_own_protocol_and_samples(done) -> None:
     claim, options = done
     studies = records.studies_folder(options.runs_dir)
