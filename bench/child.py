@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.confine import confine_writes, die_with_parent, hide
-from bench.errors import Diverged, Unsupported, UserError
+from bench.errors import Diverged, Unsupported, UserError, lacks_memory
 
 STATUS_OF_EXIT = {"done": 0, "unsupported": 0, "diverged": 0, "invalid": 0}
 NO_UPDATE = (
@@ -45,10 +45,8 @@ def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
         return _outcome("failed", one_line(error) + place(error))
     except (Exception, KeyboardInterrupt, GeneratorExit) as error:
         traceback.print_exc()
-        text = f"{type(error).__name__}: {error}".lower()
-        memory = "out of memory" in text or "can't allocate memory" in text
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ") + place(error)
-        return _outcome("out_of_memory" if memory else "failed", reason)
+        return _outcome("out_of_memory" if lacks_memory(error) else "failed", reason)
 
 
 def _outcome(status: str, reason: str = "", **more: Any) -> dict[str, Any]:
@@ -271,15 +269,20 @@ def _picture(
 
 
 def _join(folder: Path, rank: int, world: int, device: str) -> None:
+    import torch
     import torch.distributed as dist
 
-    backend = "nccl" if device == "cuda" else "gloo"
     method = "env://" if "MASTER_ADDR" in os.environ else f"file://{folder / 'tmp' / 'rendezvous'}"
-    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world)
+    where: dict[str, Any] = {"backend": "gloo"}
+    if device == "cuda":  # barriers and copies that name no card take the process's own
+        torch.cuda.set_device(_device(device, rank))
+        where = {"backend": "nccl", "device_id": torch.device(_device(device, rank))}
+    dist.init_process_group(init_method=method, rank=rank, world_size=world, **where)
 
 
 def _device(name: str, rank: int) -> str:
-    return f"cuda:{rank}" if name == "cuda" else name
+    """Return the process's device; under torchrun its card is that of its rank on its machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', rank)}" if name == "cuda" else name
 
 
 def _global_state(torch: Any) -> dict[str, Any]:

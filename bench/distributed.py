@@ -51,6 +51,15 @@ class _Gather(torch.autograd.Function):
         return total.chunk(world_size())[rank()]
 
 
+def largest(value: float, device: torch.device) -> float:
+    """Return the largest of all processes' values; over several it waits for the device."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found)
+
+
 @torch.no_grad()
 def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     """Return the tensor of process `source` on all processes; carries no gradient."""

@@ -22,6 +22,7 @@ from bench.augment import Draws, identity
 from bench.buffers import kept
 from bench.chunking import cached_backward
 from bench.compiled import Compiler
+from bench.distributed import largest
 from bench.errors import UnknownName, Unsupported, UserError
 from bench.finite import FiniteCheck
 from bench.hookspecs import Batch, View
@@ -341,28 +342,25 @@ class Trainer:
         """Log, heed signals, and write a checkpoint when one is due."""
         last = self.step_index == self.steps
         due = last or self.step_index % self._log_every == 0
-        stop = self._agreed_stop()
-        if self.device.type == "cuda" and (due or stop):
+        # To ask the others is to wait for the card.
+        asked = due or self.device.type != "cuda" or self.world == 1 or self.step_index % 8 == 0
+        stop = int(largest(self.stop_signal or 0, self.device)) if asked else 0
+        save = stop or last or self.meter.seconds - self._saved_at >= self.checkpoint_seconds
+        if self.device.type == "cuda" and (due or save):
             torch.cuda.synchronize(self.device)
         self.meter.stop()
         if due:
             self._finite.raise_if_diverged()
             self.meter.flush(self.step_index)
         self.meter.record(self.step_index)
-        if stop or last or self.meter.seconds - self._saved_at >= self.checkpoint_seconds:
-            self._finite.raise_if_diverged()
+        if save:
+            if self.world == 1 or due or stop:  # where all processes look: one alone would leave
+                self._finite.raise_if_diverged()
             if self.on_checkpoint is not None and self.rank == 0 and not stop:
                 self.on_checkpoint(self.step_index)
             self.save()
         if stop:
             raise Interrupted(stop)
-
-    def _agreed_stop(self) -> int:
-        if self.world == 1:
-            return self.stop_signal or 0
-        flag = torch.tensor(float(self.stop_signal or 0), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return int(flag)
 
     def heed_signals(self) -> None:
         """Answer SIGTERM and SIGINT with a checkpoint at the next step and `Interrupted`."""

@@ -36,6 +36,13 @@ class Diverged(Exception):
         self.step = step
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error says that memory was lacking: the host's, the card's, a library's."""
+    text = f"{type(error).__name__}: {error}".lower()
+    said = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(words in text for words in said)
+
+
 def first_fault(error: ValidationError, *, met: bool = False) -> str:
     """Return in a line what pydantic refused first: where, why and, if `met`, the value there."""
     first = error.errors()[0]

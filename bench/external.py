@@ -67,7 +67,14 @@ def evaluate_run(
         )
     sha256 = kept.artifacts["backbone.safetensors"].sha256
     weights = folder / "backbone.safetensors"
-    load = partial(integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256)
+    load = partial(
+        integrity.load_backbone,
+        spec["backbone"],
+        spec["image_size"],
+        weights,
+        sha256,
+        device=evaluations.prepare_device(orders["device"]),
+    )
     try:
         backbone = load()
     except (integrity.IntegrityError, FileNotFoundError) as error:

@@ -39,6 +39,8 @@ class FiniteCheck:
             return
         fresh = bad & (self._first_bad < 0)
         self._first_bad = torch.where(fresh, step, self._first_bad)
+        if not all(group.get("fused") for group in optimizer.param_groups):
+            return  # such an optimizer knows no flag; its updates count no more
         optimizer.grad_scale = None
         optimizer.found_inf = (self._first_bad >= 0).float()  # fused kernels then skip the update
 

@@ -9,17 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return values of the CPU on the device, on CUDA without waiting: from pinned memory, since a
+    copy from any other first waits for what the card has to do."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def _resample_rows(images: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Return (B, C, h, W), each row a weighted sum of K rows of the same image.
 
     A resampling matrix per image has K entries a row that are not zero, so it is kept sparse:
-    index int64 (B, h, K) names the rows, weights (B, h, K) weighs them. At 64 px the sparse
-    product takes a tenth of the dense one's time.
+    index int64 (B or 1, h, K) names the rows, weights (B, 1 or h, K) weighs them. At 64 px the
+    sparse product takes a tenth of the dense one's time.
     """
     batch, channels, height, width = images.shape
     planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1, 1)
-    index = index.to(images.device, non_blocking=True).unsqueeze(1) + planes * height
-    weights = weights.to(images.device, images.dtype, non_blocking=True)
+    index = to_device(index, images.device).unsqueeze(1) + planes * height
+    weights = to_device(weights.to(images.dtype), images.device)
     weights = weights.unsqueeze(1).expand_as(index)
     resampled = F.embedding_bag(
         index.flatten(0, 2),
@@ -75,7 +83,7 @@ def crop(images: Tensor, corners: Tensor, size: int | tuple[int, int]) -> Tensor
     """Cut out of each image the box of `size` whose top left pixel is its row of corners (B, 2)."""
     height, width = (size, size) if isinstance(size, int) else size
     windows = images.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, rows, columns, h, w)
-    top, left = corners.to(images.device, non_blocking=True).unbind(1)
+    top, left = to_device(corners, images.device).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
@@ -117,7 +125,7 @@ def blur(images: Tensor, sigmas: Tensor, kernel_size: int) -> Tensor:
     def axis(side: int) -> tuple[Tensor, Tensor]:
         index = (torch.arange(side).view(-1, 1) + offsets).abs()  # reflected at the first pixel
         index = side - 1 - (side - 1 - index).abs()  # and at the last
-        return index.expand(len(images), -1, -1), weights.expand(-1, side, -1)
+        return index.unsqueeze(0), weights
 
     height, width = images.shape[2:]
     return _resample(images, axis(height), axis(width))

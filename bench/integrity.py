@@ -33,8 +33,13 @@ class IntegrityError(Exception):
     """The artifact is not a backbone of the given architecture with the recorded bytes."""
 
 
-def load_backbone(spec: dict[str, Any], image_size: int, path: Path, sha256: str) -> nn.Module:
+def load_backbone(
+    spec: dict[str, Any], image_size: int, path: Path, sha256: str, *, device: str = "cpu"
+) -> nn.Module:
     """Return the backbone of `spec` with the weights at `path`; keys, shapes, types must match.
+
+    Args:
+        device: where it then is, and with it all that evaluations compute by it.
 
     Raises:
         IntegrityError: no file, other bytes than recorded, or weights of another backbone.
@@ -51,7 +56,7 @@ def load_backbone(spec: dict[str, Any], image_size: int, path: Path, sha256: str
     except SafetensorError as error:
         raise IntegrityError(f"{path.name} is no safetensors file: {error}") from None
     _load_strictly(backbone, weights)
-    return backbone
+    return backbone.to(device)
 
 
 def _load_strictly(backbone: nn.Module, weights: dict[str, Tensor]) -> None:

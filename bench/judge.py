@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -73,7 +74,8 @@ def machine(orders: dict[str, Any]) -> dict[str, Any]:
     if device.startswith("cuda"):
         import torch
 
-        device = torch.cuda.get_device_name()
+        with contextlib.suppress(RuntimeError, AssertionError):  # a card that failed has no name
+            device = torch.cuda.get_device_name()
     return {
         "device": device,
         "processor": processor(),
@@ -131,7 +133,12 @@ def _evaluate(
             sha256 = watch.outcome["artifacts"]["backbone.safetensors"]["sha256"]
             weights = folder / "backbone.safetensors"
             load = partial(
-                integrity.load_backbone, spec["backbone"], spec["image_size"], weights, sha256
+                integrity.load_backbone,
+                spec["backbone"],
+                spec["image_size"],
+                weights,
+                sha256,
+                device=evaluations.prepare_device(orders["device"]),
             )
             backbone = load()
             kind = noisy.resolve(kind, backbone, dataset, split)

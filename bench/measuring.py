@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.confine import confine_writes, die_with_parent
-from bench.errors import Diverged, Unsupported, UserError
+from bench.errors import Diverged, Unsupported, UserError, lacks_memory
 from bench.files import keep_temporary_files
 
 
@@ -52,18 +52,13 @@ def main(arguments: list[str]) -> int:
         tell({"lost": "failed", "reason": str(error)})
     except Exception as error:
         traceback.print_exc()
-        tell({"lost": "out_of_memory" if _is_memory(error) else "failed", "reason": _line(error)})
+        tell({"lost": "out_of_memory" if lacks_memory(error) else "failed", "reason": _line(error)})
     return 0
 
 
 def _line(error: Exception) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def _is_memory(error: Exception) -> bool:
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
 
 
 def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:

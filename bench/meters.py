@@ -140,7 +140,8 @@ class Meter:
 
     def add(self, scalars: dict[str, Any]) -> None:
         for name, value in scalars.items():
-            self._pending[name] = value.detach() if hasattr(value, "detach") else value
+            # A clone: what a compiled network gives is overwritten by its next call on CUDA.
+            self._pending[name] = value.detach().clone() if hasattr(value, "detach") else value
 
     def flush(self, step: int) -> None:
         """Write one line of metrics.jsonl: means of the loss since the last, newest of the rest."""

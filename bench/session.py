@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -378,17 +377,3 @@ def current_code() -> dict[str, str]:
         if file is not None:
             hashes[name] = manager.source_sha256(file)
     return hashes
-
-
-def cuda_is_asked(device: str) -> None:
-    """Refuse a CUDA device where the driver is absent, without importing torch.
-
-    Raises:
-        UserError: no NVIDIA driver is loaded.
-    """
-    if device.startswith("cuda") and not Path("/proc/driver/nvidia").exists():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
-        raise UserError(
-            f"--device {device}: no NVIDIA driver is loaded (CUDA_VISIBLE_DEVICES is {visible}); "
-            "use --device cpu"
-        )

@@ -25,8 +25,7 @@ class Store:
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if images.nbytes <= free // 2:
-                self.tensor = torch.from_numpy(np.array(images)).to(device)
-                self.array = None
+                self.tensor, self.array = resident(images, device), None
 
     def announce(self, indices: np.ndarray) -> None:
         """Start copying the batch that `take` will ask for next."""
@@ -53,6 +52,17 @@ class Store:
         if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch.to(self.device)
+
+
+def resident(images: np.ndarray, device: torch.device, *, part: int = 1 << 26) -> Tensor:
+    """Return all images on the device, copied some `part` bytes at a time: the host, which maps
+    them from a file, never holds a second copy of all of them."""
+    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    count = max(1, part * len(images) // max(1, images.nbytes))
+    for start in range(0, len(images), count):
+        some = torch.from_numpy(np.array(images[start : start + count]))
+        whole[start : start + count] = some.to(device)
+    return whole
 
 
 def centre(images: Tensor, size: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bench.engine import Trainer
+from bench.errors import Diverged
 from bench.layers import group_batch_norm
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
@@ -129,3 +130,34 @@ def test_batch_norm_per_process_is_another_training(tmp_path: Path) -> None:
     assert largest_difference(first["model"], whole["model"]) > 1e-3
     parameters = [name for name, _ in Classifier(norm=True).named_parameters()]
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in parameters)
+
+
+def diverge(rank: int, world: int, folder: str) -> None:
+    """Train into a loss that is no number; leave the step at which this process was stopped."""
+    torch.set_num_threads(1)
+    place = Path(folder)
+    where = f"file://{place / 'rendezvous'}"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
+    engine = Trainer(
+        IMAGES, LABELS, 4, steps=6, batch_size=8, seed=0, folder=place, rank=rank, world=world
+    )
+    engine._finite.defer = True  # as on CUDA
+    engine._log_every, engine.checkpoint_seconds = 4, (1e9, 0.0)[rank]  # clocks differ
+    model = engine.prepare(nn.Linear(3, 1))
+    update = engine.optimizer(model, "sgd", lr=0.1, name="model")
+
+    def train() -> None:
+        for batch in engine.batches():
+            loss = model(batch.views[0].mean((2, 3))).mean()
+            engine.step(loss / (0 if engine.step_index == 1 else 1), update)
+
+    with pytest.raises(Diverged, match="at step 1"):
+        train()
+    torch.save(engine.step_index, place / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_stop_together_where_a_loss_is_no_number(tmp_path: Path) -> None:
+    """A process that stopped at its own checkpoint would leave the others waiting for it."""
+    several.run(diverge, 2, 2, str(tmp_path))
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [4, 4]

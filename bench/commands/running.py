@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,11 +146,10 @@ def _requested(plugins: str) -> list[str]:
 
 def device_of(name: str) -> str:
     """Return "cuda" or "cpu" for `auto`: without torch, by the driver and what it may show."""
-    from bench.session import cuda_is_asked
+    from bench.driver import card_is_there, cuda_is_asked
 
     if name == "auto":
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
-        return "cuda" if Path("/proc/driver/nvidia").exists() and not hidden else "cpu"
+        return "cuda" if card_is_there() else "cpu"
     if name not in ("cpu", "cuda"):
         raise UnknownName("device", name, ("auto", "cpu", "cuda"))
     cuda_is_asked(name)

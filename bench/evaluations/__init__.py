@@ -279,12 +279,25 @@ def refuse_non_finite(features: Features) -> None:
                 raise NonFinite(f"{bad} of {len(values)} {split} images have non-finite {stage}")
 
 
+def prepare_device(name: str) -> str:
+    """Return where evaluations of a run on `name`, cpu or cuda, take place: there, or on the CPU
+    where no card is at hand. On CUDA full fp32 and repeatable algorithms are set first."""
+    import torch
+
+    if not name.startswith("cuda") or not torch.cuda.is_available():
+        return "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    return "cuda"
+
+
 def _apart(work: Callable[[], Evaluation], seed: int, threads: int) -> Evaluation:
     """Return what `work` returns, its generator seeded; torch is left as it was found."""
     import torch
 
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):  # a worker that judges on the CPU wakes no card
+    awake = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=awake):  # a worker that judges on the CPU wakes no card
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         try:
