@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from bench.cells import short, table, text
-from bench.columns import CALIBRATION, METRICS, scores
+from bench.columns import METRICS
 from bench.pages import label
 from bench.pairs import LEVEL
+from bench.ranking import calibrations
 from bench.rows import Board
 from bench.sheets import FOLDER
 from bench.statistics import Comparison
@@ -25,15 +27,9 @@ SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscor
 }
 
 
-def calibration_section(board: Board) -> list[str]:
+def calibration_section(track: Mapping[str, Any], board: Board) -> list[str]:
     """Return the table of sets of images whose quality is known, measured as samples are."""
-    found = [
-        scores(entry)
-        for row in board.rows
-        for result in row.good
-        for entry in result.evaluations.values()
-        if entry.id == CALIBRATION
-    ]
+    found = calibrations(board.rows, track.get("protocols", ()))
     if not found:
         return []
     titles = [

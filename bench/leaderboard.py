@@ -86,7 +86,7 @@ def render_track(
         blocks += [f"![Accuracy against training {what}]({quote(file)})"] if file else []
     if tuning_figure:
         blocks += ["## Tuning", *tuning_section(board, recipes, tuning_figure)]
-    blocks += [*calibration_section(board), *sheets_section(track["id"], board, sheets)]
+    blocks += [*calibration_section(track, board), *sheets_section(track["id"], board, sheets)]
     variants = [row for row in board.rows if row.section == "variant"]
     if variants:
         blocks += [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bench import trackcheck
 from bench.columns import CALIBRATION, Column, scores
@@ -14,43 +14,63 @@ if TYPE_CHECKING:
 
 
 def check_track(
-    rows: Sequence[TableRow], headline: Column | None, listed: Sequence[str] = ()
+    rows: Sequence[TableRow],
+    headline: Column | None,
+    listed: Sequence[str] = (),
+    protocols: Sequence[Mapping[str, Any]] = (),
 ) -> TrackCheck:
     """Return whether a page's floors and reference let it rank, or its calibration where the
     headline is a distance.
 
     Args:
         listed: the floors that the track asks for.
+        protocols: those that it knows, of which the newest calibration counts.
     """
     plain = [row for row in rows if row.section == "main" and row.good]
     if headline is None or not plain:
         return trackcheck.check({}, [], 0)
     if headline.is_distance:
-        return _check_distance(plain, headline)
+        return _check_distance(plain, headline, protocols)
     floors: dict[str, list[float]] = {}
     references: list[list[float]] = []
     for row in plain:
         values = headline.values(row.good)
-        if row.is_floor and len(values) > len(floors.get(row.first.method, [])):
+        if row.is_floor and len(values) > len(floors.get(row.first.method, ())):
             floors[row.first.method] = values
         elif row.is_reference:
             references.append(values)
     images = max(headline.num_images(result) for row in plain for result in row.good)
     still = {row.first.method for row in plain if row.first.row.origin == "floor"}
     reference = max(references, key=len, default=[])
-    known = {name: floors.get(name, []) for name in [*listed, *floors]}
+    # Pixels have no backbone: a protocol that trains or changes one leaves them without a number.
+    asked = [name for name in listed if name in floors or name not in still]
+    known = {name: floors.get(name, []) for name in [*asked, *floors]}
     return trackcheck.check(known, reference, images, untrained=still)
 
 
-def _check_distance(rows: Sequence[TableRow], headline: Column) -> TrackCheck:
+def calibrations(
+    rows: Sequence[TableRow], protocols: Sequence[Mapping[str, Any]]
+) -> list[dict[str, float]]:
+    """Return the metrics of sets whose quality is known, one for each run that has them: of the
+    newest calibration that the track knows, since two versions are two tables."""
+    known = [(p.get("version", 1), p["hash"]) for p in protocols if p["id"] == CALIBRATION]
+    entries = [e for row in rows for r in row.good for e in r.evaluations.items()]
+    newest = {max(known)[1]} if known else {h for h, entry in entries if entry.id == CALIBRATION}
+    return [scores(entry) for h, entry in entries if h in newest]
+
+
+def _check_distance(
+    rows: Sequence[TableRow], headline: Column, protocols: Sequence[Mapping[str, Any]]
+) -> TrackCheck:
     """Return the conditions on a distance: what is known to be good and bad lies far apart."""
     found = [e for row in rows for r in row.good for e in r.evaluations.values()]
-    sets = [scores(entry) for entry in found if entry.id == CALIBRATION]
+    sets = calibrations(rows, protocols)
     good = [
         s[f"train_half_{headline.metric}"] for s in sets if f"train_half_{headline.metric}" in s
     ]
     bad = [s[f"one_class_{headline.metric}"] for s in sets if f"one_class_{headline.metric}" in s]
-    trained = [headline.values(row.good) for row in rows if not row.is_floor]
+    every = [headline.values(row.good) for row in rows if not row.is_floor]
+    trained = [values for values in every if values]
     drawn = [e.settings.get("samples", 0) for e in found if e.id == headline.protocol]
     samples = max(drawn, default=0)
     return trackcheck.check_distance(good, bad, trained, samples)

@@ -122,7 +122,7 @@ def build(
 ) -> Board:
     """Group a track's runs into rows, and compare them column by column."""
     own = {result.run_id: result for result in results}
-    old = {result.run_id: result for result in published if result.run_id not in own}
+    old = _not_repeated(published, own.values())
     own, left_out = fitting(track, own)
     old, old_left_out = fitting(track, old)
     everything = [*own.values(), *old.values()]
@@ -143,7 +143,7 @@ def build(
     rows = [row for row in rows if row.key not in damaged]
 
     trials = str(track.get("trials", 0))
-    check = check_track(rows, headline, track.get("floors", ()))
+    check = check_track(rows, headline, track.get("floors", ()), track.get("protocols", ()))
     candidates = [row for row in rows if may_rank(row, trials)]
     validation = headline is not None and headline.validation
     ranks_shown = (
@@ -170,6 +170,19 @@ def build(
         check=check,
         problems=sorted([*problems, *left_out, *old_left_out, *unasked, *damaged.values()]),
     )
+
+
+def _not_repeated(published: Iterable[Result], own: Iterable[Result]) -> dict[str, Result]:
+    """Return the published runs of rows that own ones do not repeat in whole. A row of which some
+    seeds were run again keeps all of its own; it would lack these otherwise."""
+
+    def of(result: Result) -> tuple[str, str, str]:
+        return result.method, result.row.variant, group(result)
+
+    published = list(published)
+    again = {(*of(result), result.seed) for result in own}
+    lacking = {of(result) for result in published if (*of(result), result.seed) not in again}
+    return {result.run_id: result for result in published if of(result) in lacking}
 
 
 def _rows(
@@ -303,8 +316,7 @@ def _compare(
 ) -> statistics.Comparison:
     present = [row for row in rows if row.key in correct]
     fixed = {row.key for row in present if _keeps_own_variance(row)}
-    pool = {r.key for r in present if r.section == "main" and not r.is_floor and not r.published}
-    pool = pool or {row.key for row in present if row.section == "main" and not row.is_floor}
+    pool = {row.key for row in present if row.section == "main" and not row.is_floor}
     compare = distances.compare if column.is_distance else statistics.compare
     return compare(
         {row.key: correct[row.key] for row in present},

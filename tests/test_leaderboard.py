@@ -25,6 +25,7 @@ from bench.cells import decimals, link, numbers, paper, passes, plus_minus, shor
 from bench.leaderboard import render_index, render_track
 from bench.packing import unpack_counts
 from bench.results import EvaluationEntry
+from bench.rows import build
 from bench.statistics import Cell, compare
 
 HERE = Path(__file__).parent
@@ -111,6 +112,34 @@ def test_own_rows_with_too_few_seeds_stand_unranked_beside_published_ones():
     assert row(page, "mine")["rank"] == ""
     assert row(page, "ContrastNet")["status"] == "published"
     assert row(page, "ContrastNet")["rank"] == "**1-2**"
+
+
+def test_published_rows_have_the_same_intervals_beside_own_ones():
+    """Of one or two own rows alone no common variance can be told, nor its degrees of freedom."""
+
+    def widths(own: list) -> dict[str, float]:
+        made = build(track(), own, board())
+        cells = {r.first.method: made.cells[r.key, made.headline] for r in made.rows if r.published}
+        return {name: cell.high - cell.low for name, cell in cells.items()}
+
+    alone = widths([])
+    beside = widths(seeds("mine", 3, 0.92))
+    assert len(alone) > 4
+    for name, width in alone.items():
+        assert width == pytest.approx(beside[name], rel=0.25), name
+
+
+def test_a_published_row_of_which_some_seeds_were_run_again_stays_whole():
+    again = seeds("contrast_net", 3, 0.5, draw="another machine")
+    made = build(track(), again, board())
+    kept, own = [r for r in made.rows if r.first.method == "contrast_net"]
+    kept, own = (kept, own) if kept.published else (own, kept)
+    assert [r.seed for r in kept.results] == [0, 1, 2, 3, 4]
+    assert kept.complete
+    assert [r.seed for r in own.results] == [0, 1, 2]
+    whole = build(track(), seeds("contrast_net", 5, 0.5, draw="another machine"), board())
+    (only,) = [r for r in whole.rows if r.first.method == "contrast_net"]
+    assert not only.published
 
 
 def test_a_run_that_is_also_published_stands_once():

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
-from synthetic_results import board, result, track
+import small_runs
+from synthetic_results import LINEAR, board, result, track
 
+from bench import cli, publish, results
+from bench.columns import Column
 from bench.leaderboard import render_index, render_track
+from bench.ranking import check_track
+from bench.rows import build
+from bench.track import load_track, pin_data
 from bench.trackcheck import check, check_distance, pooled_sd
 
 FLOORS = {"pixels": [60.0, 61.0, 60.5, 59.5, 60.0], "untrained": [40.0, 44.0, 42.0, 43.0, 41.0]}
@@ -96,3 +102,66 @@ def test_a_page_that_fails_a_condition_shows_no_ranks():
     good = render_track(track(), board())
     assert "points above the best floor: yes" in good
     assert "| rank" in good
+
+
+def test_methods_without_a_distance_are_no_reason_to_stop():
+    """A page whose only generator is a variant has no row that the track could be judged by."""
+    good, bad = [0.1, 0.2, 0.3], [90.0, 91.0, 92.0]
+    found = check_distance(good, bad, [], 2000)
+    assert [c.holds for c in found.conditions] == [None, None, True]
+
+
+def test_pixels_are_no_floor_of_a_protocol_that_needs_a_backbone():
+    runs = board()
+    for run in runs:
+        entry = run.evaluations[LINEAR].model_copy(update={"id": "finetune"})
+        run.evaluations["f" * 12] = entry
+    harness = {"role": "floor", "origin": "floor", "title": "Raw pixels"}
+    runs += [result("raw_pixels", 0, 0.5, row=harness)]
+    finetuned = {"id": "finetune", "version": 1, "hash": "f" * 12, "headline": "best_top1"}
+    made = build(track(protocols=[finetuned], floors=["raw_pixels", "untrained"]), runs)
+    asked = Column("finetune", 1, "f" * 12, "best_top1", "finetuned")
+    for floors, said in ((["raw_pixels", "untrained"], False), (["absent", "untrained"], True)):
+        gap = check_track(made.rows, asked, floors).conditions[0]
+        assert ("no absent" in gap.met) == said
+        assert (gap.holds is None) == said
+
+
+FACTS = {"name": "npz:small.npz", "sha256": "d" * 64, "test_sha256": "cd" * 32}
+
+
+def checked(folder, floors: str) -> int:
+    """Return how `bench track check` ends on a track whose data a path names, where its floors and
+    its reference ran on data of this content."""
+    text = small_runs.TRACK.replace("floors = []", f"floors = {floors}")
+    text = text.replace("seeds = [0]", "seeds = [0, 1, 2, 3, 4]")
+    text = text.format(data=folder / "small.npz", backbone="resnet18", args="", steps=5)
+    file = folder / "small.toml"
+    file.write_text(text.replace("[evaluations.knn]", "[evaluations.linear_probe]"))
+    pinned = pin_data(load_track(str(file)), FACTS)
+    assert pinned.id != load_track(str(file)).id
+    place = folder / "runs" / "results" / pinned.id
+    for run in board():
+        if run.row.role != "method":
+            moved = run.model_copy(update={"track": pinned.id})
+            results.write(place / f"{run.run_id}.json", moved)
+    publish.write_track(place, track(id=pinned.id, data_sha256="d" * 64, test_sha256="cd" * 32))
+    where = ["--runs-dir", str(folder / "runs"), "--leaderboards-dir", str(folder / "none")]
+    return cli.main(["track", "check", str(file), *where])
+
+
+def test_results_are_found_where_the_data_are_known_by_their_content(tmp_path, capsys):
+    assert checked(tmp_path, "[]") == 0
+    shown = capsys.readouterr().out
+    assert "linear_probe.best_top1 (headline)" in shown
+    assert "label reference at least 20 points above the best floor" in shown
+    file = tmp_path / "small.toml"
+    file.write_text(file.read_text().replace("batch_size = 24", "batch_size = 12"))
+    where = ["--runs-dir", str(tmp_path / "runs"), "--leaderboards-dir", str(tmp_path / "none")]
+    assert cli.main(["track", "check", str(file), *where]) == 2
+    assert "no results of floors or reference" in capsys.readouterr().err
+
+
+def test_a_listed_floor_that_did_not_run_leaves_the_command_open(tmp_path, capsys):
+    assert checked(tmp_path, '["untrained", "absent"]') == 1
+    assert "?: no absent" in capsys.readouterr().out

@@ -7,6 +7,8 @@ copied training set looks like. Stands in the row of the harness's own floor, wh
 
 from __future__ import annotations
 
+import numpy as np
+
 from bench import extractors
 from bench.errors import UserError
 from bench.evaluations import Evaluation, Subject, generation
@@ -14,7 +16,7 @@ from bench.identity import stream
 from bench.metrics import calibration, frechet, kernel
 
 ID = "calibration"
-VERSION = 2  # 1: the largest class outside the reference, another one with every seed
+VERSION = 3  # 2: no metrics of classes; 1: one_class was another one with every seed
 SETTINGS = {key: generation.SETTINGS[key] for key in ("samples", "extractor", "allow_small")}
 NEEDS = "nothing"
 
@@ -35,26 +37,34 @@ def refuse_sizes(settings: dict, train: int, test: int) -> None:
 
 
 def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:
-    """Return every metric of `generation` for every set, `<set>_<metric>`.
+    """Return every metric of `generation` for every set, `<set>_<metric>`; those of classes, by
+    the images' own, for sets that have all of them.
 
     Where the test split is closed, validation images stand in its place.
     """
     extractor = extractors.named(settings["extractor"])
-    train = subject.images("train")
-    reference, sets = calibration.sets(
+    train, labels = subject.images("train"), subject.features.train_labels
+    split = "test" if subject.test else "validation"
+    rows, sets = calibration.sets(
         train,
-        subject.features.train_labels.numpy(),
-        subject.images("test" if subject.test else "validation"),
+        labels.numpy(),
+        subject.images(split),
+        getattr(subject.features, f"{split}_labels").numpy(),
         count=settings["samples"],
         seed=stream(seed, "evaluate", ID, 0),
     )
-    real = generation.seen(extractor, reference, subject)
+    real = generation.seen(extractor, train[rows], subject)
     held = subject.images("validation")
     near = generation.seen(extractor, held, subject)
     metrics, scores, stamps = {}, {}, []
-    for name, images in sets.items():
+    if "one_class" not in sets:
+        stamps.append(f"no set of one class: none has {-(-settings['samples'] // 2)} images left")
+    for name, (images, classes) in sets.items():
         drawn = generation.seen(extractor, images, subject)
         found, said = generation.measure(drawn, real, seed=seed)
+        if len(np.unique(classes)) == len(subject.dataset.class_names):
+            more = generation.class_metrics(subject, extractor, drawn, classes, real, rows, seed)
+            found, said = found | more[0], said + more[1]
         copied = generation.copies(images, train, held, subject, seed)
         found["memorisation"] = 100.0 * copied.auc
         metrics |= {f"{name}_{metric}": value for metric, value in found.items()}

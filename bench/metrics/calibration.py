@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,31 +18,46 @@ NOISE = 32.0  # standard deviation, of 255 gray values
 JPEG_QUALITY = 25  # of 100, chroma halved as Pillow does by default
 
 
+class Known(NamedTuple):
+    """Images uint8 (count, C, H, W) and the class of each, int (count,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
 def sets(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, *, count: int, seed: int
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return a reference and the sets to measure against it, `count` images each.
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    count: int,
+    seed: int,
+) -> tuple[np.ndarray, dict[str, Known]]:
+    """Return which rows of train are the reference, and the sets to measure against them.
 
     Reference and `train_half` share no image; blur, noise and JPEG are done to `train_half`. The
-    sets: train_half, test, one_class (the first class of which half as many images are not in the
-    reference, their mirror images after themselves), copied (the reference itself), blur, noise,
-    jpeg.
+    sets, `count` images each: train_half, test, one_class (the first class of which half as many
+    images are not in the reference, their mirror images after themselves; left out where there is
+    none), copied (the reference itself), blur, noise, jpeg.
 
     Args:
         train: uint8 (N, C, H, W), C 1 or 3.
         train_labels: int (N,).
         test: uint8 (M, C, H, W), C, H and W as in train.
+        test_labels: int (M,).
         count: images per set; at most N / 2 and M.
         seed: of what is drawn.
 
     Raises:
-        ValueError: not uint8 images of one shape, or too few of them, of a class too.
+        ValueError: not uint8 images of one shape, or too few of them.
     """
     for name, images in (("train", train), ("test", test)):
         _refuse_other_than_images(name, images)
-    if train.shape[1:] != test.shape[1:] or len(train) != len(train_labels):
-        shapes = f"{train.shape}, {train_labels.shape}, {test.shape}"
-        raise ValueError(f"expected train, its labels and test of one shape, got {shapes}")
+    lengths = (len(train), len(test)) == (len(train_labels), len(test_labels))
+    if train.shape[1:] != test.shape[1:] or not lengths:
+        shapes = f"{train.shape}, {train_labels.shape}, {test.shape}, {test_labels.shape}"
+        raise ValueError(f"expected train and test of one shape with their labels, got {shapes}")
     if not 1 <= count <= min(len(train) // 2, len(test)):
         raise ValueError(f"{count} images a set: train has {len(train)}, test {len(test)}")
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -49,20 +65,21 @@ def sets(
     rows, others = order[:count], order[count:]
     labels, sizes = np.unique(train_labels[others], return_counts=True)
     enough = 2 * sizes >= count  # the same class for every seed, unless its number is at the edge
-    if not enough.any():
-        raise ValueError(f"no class has {count} images outside the reference, but {sizes.max()}")
-    one_class = train[others[train_labels[others] == labels[enough][0]]]
-    one_class = np.concatenate([one_class, one_class[:, :, :, ::-1]])[:count]
-    half = train[others[:count]]
+    half, named = train[others[:count]], train_labels[others[:count]]
     tested = generator.permutation(len(test))[:count]
-    return train[rows], {
-        "train_half": half,
-        "test": test[tested],
-        "one_class": one_class,
-        "copied": train[rows],
-        "blur": blurred(half),
-        "noise": noisy(half, generator),
-        "jpeg": compressed(half),
+    found = {
+        "train_half": Known(half, named),
+        "test": Known(test[tested], test_labels[tested]),
+    }
+    if enough.any():
+        only = others[train_labels[others] == labels[enough][0]]
+        both = np.concatenate([train[only], train[only][:, :, :, ::-1]])[:count]
+        found["one_class"] = Known(both, np.full(count, labels[enough][0]))
+    return rows, found | {
+        "copied": Known(train[rows], train_labels[rows]),
+        "blur": Known(blurred(half), named),
+        "noise": Known(noisy(half, generator), named),
+        "jpeg": Known(compressed(half), named),
     }
 
 

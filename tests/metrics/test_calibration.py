@@ -22,14 +22,21 @@ def images(count: int, seed: int, channels: int = 3) -> tuple[np.ndarray, np.nda
 
 
 TRAIN, LABELS = images(900, 0)
-TEST, _ = images(300, 1)
+TEST, TEST_LABELS = images(300, 1)
 
 
 def drawn(**changes: object) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    asked = {"train": TRAIN, "train_labels": LABELS, "test": TEST, "count": 150, "seed": 0}
-    asked |= changes
-    train, labels, test = (asked.pop(key) for key in ("train", "train_labels", "test"))
-    return calibration.sets(train, labels, test, **asked)
+    """Return the reference and the sets' images; each image's class is checked to be its own."""
+    asked = {"train": TRAIN, "train_labels": LABELS, "test": TEST, "test_labels": TEST_LABELS}
+    asked |= {"count": 150, "seed": 0} | changes
+    four = [asked.pop(key) for key in ("train", "train_labels", "test", "test_labels")]
+    rows, found = calibration.sets(*four, **asked)
+    known = {i.tobytes(): c for of in (four[:2], four[2:]) for i, c in zip(*of, strict=True)}
+    for name in {"train_half", "test", "copied"} & set(found):
+        assert [known[image.tobytes()] for image in found[name].images] == list(found[name].labels)
+    for name in ("blur", "noise", "jpeg"):
+        assert np.array_equal(found[name].labels, found["train_half"].labels)
+    return four[0][rows], {name: of.images for name, of in found.items()}
 
 
 def rows(images: np.ndarray) -> set[bytes]:
@@ -67,8 +74,9 @@ def test_one_class_is_the_same_class_for_every_seed() -> None:
     train = np.zeros((1000, 1, 4, 4), np.uint8) + labels[:, None, None, None].astype(np.uint8)
     classes = set()
     for seed in range(6):
-        _, found = calibration.sets(train, labels, train, count=100, seed=seed)
-        (only,) = np.unique(found["one_class"])
+        _, found = calibration.sets(train, labels, train, labels, count=100, seed=seed)
+        (only,) = np.unique(found["one_class"].images)
+        assert set(found["one_class"].labels) == {only}
         classes.add(int(only))
     assert classes == {0}
 
@@ -129,10 +137,15 @@ def test_jpeg_loses_more_at_less_quality(channels: int) -> None:
         ({"test": TEST[:, :2]}, r"for test, got uint8 \(300, 2, 16, 16\)"),
         ({"test": TEST[:, :, 1:]}, "of one shape"),
         ({"train_labels": LABELS[1:]}, "of one shape"),
+        ({"test_labels": LABELS}, "of one shape"),
         ({"count": 301}, "301 images a set: train has 900, test 300"),
-        ({"count": 300, "train_labels": np.arange(900) % 9}, "no class has 300 images outside"),
     ],
 )
 def test_what_does_not_suffice_is_refused(changes: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         drawn(**changes)
+
+
+def test_without_a_class_of_enough_images_the_other_sets_remain() -> None:
+    _, found = drawn(count=300, train_labels=np.arange(900) % 9)
+    assert list(found) == ["train_half", "test", "copied", "blur", "noise", "jpeg"]
