@@ -100,7 +100,7 @@ def evaluate_run(
         if protocol.hash not in kept.evaluations:
             shown = noisy.seen_by([protocol], subject, backbone)[protocol.hash]
             found = {protocol.hash: judge.entry(protocol, shown, spec["seed"])}
-            if kind != kept.row.input:
+            if kind != "rgb":
                 noisy.store_plain(found, [protocol], subject, backbone, spec["seed"])
             entry = results.EvaluationEntry.model_validate(found[protocol.hash])
             kept = results.add_evaluation(path, protocol.hash, entry)
@@ -178,7 +178,7 @@ def evaluate_checkpoint(
             spec=spec,
             run_id=run_id,
             code={},
-            protocols=[p.hash for p in protocols],
+            protocols=[protocol.hash for protocol in protocols],
             test_sha256=dataset.test_sha256,
         ),
     )

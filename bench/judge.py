@@ -121,6 +121,7 @@ def _evaluate(
                 run_id=folder.name,
                 code=orders["code"],
                 protocols=[p.hash for p in protocols],
+                settings=[p.settings for p in protocols],
                 test_sha256=dataset.test_sha256,
             ),
         )
@@ -162,6 +163,7 @@ def _evaluate(
             entries = {}
             for protocol in protocols:
                 entries |= all_entries([protocol], shown[protocol.hash], spec["seed"])
+        if kind != "rgb" and load is not None:
             noisy.store_plain(entries, protocols, subject, backbone, spec["seed"])
         write_sheets(folder, subject)
         if orders["plugin"] is not None:

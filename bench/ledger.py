@@ -33,12 +33,15 @@ KEYS = (
     "previous",
     "protocols",
     "run_id",
+    "sampling",
     "seed",
     "test_sha256",
     "time",
     "track",
 )
-OLDER_KEYS = KEYS[1:]  # lines until 29 November 2026 do not say which code was run
+# Lines until 29 November 2026 do not say which code was run, and a day later not how was sampled.
+WITHOUT_SAMPLING = tuple(key for key in KEYS if key != "sampling")
+KNOWN_KEYS = (KEYS, WITHOUT_SAMPLING, WITHOUT_SAMPLING[1:])
 
 
 def usual_folder() -> Path:
@@ -112,7 +115,7 @@ def _parsed(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for number, raw in enumerate(content.rstrip(b"\n").split(b"\n") if content else [], start=1):
         try:
             line = json.loads(raw)
-            if not isinstance(line, dict) or tuple(sorted(line)) not in (KEYS, OLDER_KEYS):
+            if not isinstance(line, dict) or tuple(sorted(line)) not in KNOWN_KEYS:
                 raise ValueError("other keys than a line of the ledger has")
         except ValueError as error:
             found.append(f"{path.name} line {number}: not a line of the ledger ({error})")
@@ -134,9 +137,15 @@ def of_run(
     run_id: str,
     code: Mapping[str, Any],
     protocols: Iterable[str],
+    settings: Iterable[Mapping[str, Any]] = (),
     test_sha256: str,
 ) -> dict[str, Any]:
-    """Return what a run's reading of a test split puts into the ledger."""
+    """Return what a run's reading of a test split puts into the ledger.
+
+    Args:
+        protocols: their hashes.
+        settings: of the protocols, of which "sampling" is noted where there is one.
+    """
     from bench.results import spec_group
 
     return {
@@ -146,6 +155,7 @@ def of_run(
         "method": spec["method"],
         "protocols": sorted(protocols),
         "run_id": run_id,
+        "sampling": sorted({canonical_json(s["sampling"]) for s in settings if "sampling" in s}),
         "seed": spec["seed"],
         "test_sha256": test_sha256,
         "track": track,
@@ -156,16 +166,21 @@ def test_reads(lines: Iterable[Mapping[str, Any]], result: Result, track: Mappin
     """Return how many configurations of a row's method were ever evaluated on this test split.
 
     A method is what one distribution ships under one name; the same settings of changed code are
-    another configuration. The split is known by its hash, so a track that is changed in another
-    place counts too; by the track's name where a page has none.
+    another configuration, and so are samples drawn in another way. The split is known by its hash,
+    so a track that is changed in another place counts too; by the track's name where a page has
+    none.
     """
     sha256 = track.get("test_sha256")
     owner = (result.code.distribution, result.method)
-    read = {
-        (line["configuration"], line.get("code"))
-        for line in lines
-        if (line["distribution"], line["method"]) == owner
-        and (line["test_sha256"] == sha256 if sha256 else line["track"] == track["id"])
-    }
+    read: dict[tuple[str, str | None], set[str]] = {}
+    for line in lines:
+        here = line["test_sha256"] == sha256 if sha256 else line["track"] == track["id"]
+        if here and (line["distribution"], line["method"]) == owner:
+            ways = read.setdefault((line["configuration"], line.get("code")), set())
+            ways |= set(line.get("sampling", ()))
     told = {configuration for configuration, code in read if code is not None}
-    return sum(code is not None or configuration not in told for configuration, code in read)
+    return sum(
+        max(1, len(ways))
+        for (configuration, code), ways in read.items()
+        if code is not None or configuration not in told
+    )

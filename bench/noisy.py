@@ -83,10 +83,11 @@ def store_plain(
     backbone: nn.Module,
     seed: int,
 ) -> None:
-    """Add to the entries over noisy features what they were chosen at, and the plain numbers.
+    """Add to the entries over features of another input than rgb which it was, and the plain
+    numbers.
 
-    `chosen` gets "input", as in noisy(50), and "rgb": validation and metrics of the same protocol
-    over images without noise.
+    `chosen` gets "input", as in noisy(50) or gray3, and "rgb": validation and metrics of the same
+    protocol over images as they are.
     """
     seen = features.extract(backbone, subject.dataset, subject.split, test=subject.test)
     plain = dataclasses.replace(subject, features=seen, kind="rgb")

@@ -308,7 +308,8 @@ def _unwritten(
             spec=result.spec,
             run_id=result.run_id,
             code=result.code.model_dump(),
-            protocols=sorted(key for key, e in result.evaluations.items() if e.test_reads),
+            protocols=[key for key, e in result.evaluations.items() if e.test_reads],
+            settings=[e.settings for e in result.evaluations.values() if e.test_reads],
             test_sha256=page.track.get("test_sha256", ""),
         )
         for page in pages

@@ -18,6 +18,7 @@ LINE = {
     "method": "m",
     "protocols": ["p"],
     "run_id": "m-s0-0",
+    "sampling": [],
     "seed": 0,
     "test_sha256": "t",
     "track": "digits",
@@ -57,7 +58,7 @@ def test_whatever_is_done_to_a_line_is_seen(tmp_path, damage):
 
 
 def test_changed_code_is_another_read_and_older_lines_still_count():
-    older = {key: value for key, value in LINE.items() if key != "code"}
+    older = {key: LINE[key] for key in LINE if key not in ("code", "sampling")}
     owner = SimpleNamespace(code=SimpleNamespace(distribution="d"), method="m")
     page = {"id": "digits", "test_sha256": "t"}
 
@@ -71,13 +72,36 @@ def test_changed_code_is_another_read_and_older_lines_still_count():
     assert count(older, LINE, LINE | {"code": "b"}) == 2
 
 
+def test_another_way_of_sampling_is_another_read():
+    owner = SimpleNamespace(code=SimpleNamespace(distribution="d"), method="m")
+    page = {"id": "digits", "test_sha256": "t"}
+
+    def count(*samplings):
+        lines = [LINE | {"sampling": list(of)} for of in samplings]
+        return ledger.test_reads(lines, owner, page)
+
+    assert count(["{}"], ["{}"]) == 1
+    assert count(["{}"], []) == 1  # probes alone draw nothing
+    assert count(["{}"], ['{"guidance":1}'], ['{"guidance":2}', "{}"]) == 3
+    settings = [{"samples": 9, "sampling": {"w": 1}}, {"samples": 8, "sampling": {"w": 1}}, {}]
+    noted = ledger.of_run(
+        track="digits",
+        spec={"method": "m", "seed": 0, "config": {}},
+        run_id="m-s0-0",
+        code={},
+        protocols=["b", "a"],
+        settings=settings,
+        test_sha256="t",
+    )
+    assert (noted["protocols"], noted["sampling"]) == (["a", "b"], ['{"w":1}'])
+
+
 def test_a_chain_goes_on_from_lines_that_name_no_code(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    older = {key: value for key, value in LINE.items() if key != "code"}
-    ledger.append(path, older)
-    ledger.append(path, LINE)
+    for lacking in (("code", "sampling"), ("sampling",), ()):
+        ledger.append(path, {key: LINE[key] for key in LINE if key not in lacking})
     assert ledger.problems(path) == []
-    assert [line.get("code") for line in ledger.read(path)] == [None, "a"]
+    assert [line.get("code") for line in ledger.read(path)] == [None, "a", "a"]
 
 
 def test_a_line_torn_by_a_crash_does_not_swallow_the_next(tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,6 +366,22 @@ def test_artifact_with_changed_bytes_is_trained_again(
     result = results.read(runner.result_path(spec, runner.Options(folder / "whole")))
     assert result.status == "done"
     assert result.artifacts["backbone.safetensors"].sha256 == file_sha256(artifact) == whole
+
+
+def test_a_method_that_is_shown_gray_images_has_its_plain_numbers_too(
+    long_run: tuple[Path, RunSpec, str], tmp_path: Path
+) -> None:
+    folder, spec, _ = long_run
+    gray = dataclasses.replace(spec, row=spec.row | {"input": "gray3"})
+    shutil.copytree(folder / "whole" / spec.run_id, tmp_path / spec.run_id)
+    _, process = start(gray, tmp_path)
+    process.join()
+    plain = results.read(runner.result_path(spec, runner.Options(folder / "whole")))
+    judged = results.read(runner.result_path(spec, runner.Options(tmp_path)))
+    for key, entry in judged.evaluations.items():
+        assert entry.chosen["input"] == "gray3"
+        assert entry.chosen["rgb"]["metrics"] == plain.evaluations[key].metrics
+        assert "rgb" not in plain.evaluations[key].chosen
 
 
 def test_unchanged_artifact_is_not_trained_again(long_run: tuple[Path, RunSpec, str]) -> None:
