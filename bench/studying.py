@@ -247,6 +247,8 @@ def _is_current(job: observing.Job) -> bool:
         found = observations.read(job.file)
     except UserError:
         return False
+    if found.hash != studies.study(job.study).hash:
+        return False  # another version of the study, or of its settings, made it
     return job.run is None or found.artifacts == job.run.artifacts
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from bench import data, observations, studies
+from bench import data, observations, observing, studies, studying
 from bench.errors import UnknownName, UserError
 from bench.studies import head_why, infonce_tight
 
@@ -254,3 +254,12 @@ def test_a_studys_hash_covers_its_settings(monkeypatch):
     monkeypatch.setitem(infonce_tight.SETTINGS, "samples", 5)
     assert studies.study("infonce_tight").hash != before.hash
     assert dataclasses.replace(before, hash="") != before
+
+
+def test_an_observation_of_another_version_is_made_anew(tmp_path):
+    path = tmp_path / observations.file_name("infonce_tight", 0)
+    job = observing.Job("infonce_tight", 0, None, path)
+    assert not studying._is_current(job)
+    for hashed, current in (("0" * 12, False), (studies.study("infonce_tight").hash, True)):
+        observations.write(path, observed(hash=hashed))
+        assert studying._is_current(job) == current
