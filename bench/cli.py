@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -64,9 +65,15 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}")
+        if error.errno == errno.ENOSPC:
+            where = f" for {error.filename}" if error.filename else ""
+            return _refuse(
+                f"no space is left on the disk{where}; free some (BENCH_CACHE and finished runs' "
+                "folders can be made anew) and run the same command again"
+            )
+        return _refuse(f"{error.filename or type(error).__name__}: {error.strerror}")
 
 
 def _refuse(message: str) -> int:

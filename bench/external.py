@@ -117,11 +117,13 @@ def evaluate_checkpoint(
     runs_dir: Path,
     store_size: int | None = None,
     seed: int = 0,
+    on_bad_image: str = "error",
     ledger_file: Path | None = None,
 ) -> tuple[Result, list[str]]:
     """Evaluate a checkpoint from elsewhere; return its result and what was done to load it.
 
     Args:
+        on_bad_image: as for `bench.data.load`.
         ledger_file: as for `evaluate_run`.
 
     Raises:
@@ -135,7 +137,9 @@ def evaluate_checkpoint(
     evaluations.refuse_without_method(names)
     backbone = build(backbone_spec, image_size)
     notes = load_external(backbone, weights)
-    dataset = data.load(dataset_name, image_size=image_size, store_size=store_size)
+    dataset = data.load(
+        dataset_name, image_size=image_size, store_size=store_size, on_bad_image=on_bad_image
+    )
     evaluations.refuse_missing(names, dataset)
     split = data.split(dataset, seed)
     facts = data.facts(dataset)

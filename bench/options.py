@@ -51,6 +51,13 @@ leaderboards_dir = click.option(
     show_default=True,
     help="Where the published boards lie, and the ledger of test reads.",
 )
+on_bad_image = click.option(
+    "--on-bad-image",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Whether broken image files stop a run, or are left out and counted.",
+)
 saving = joined(
     click.option("--chunk", type=POSITIVE, help="Source images embedded at a time; saves memory."),
     click.option("--checkpointing", is_flag=True, help="Recompute activations; saves memory."),
@@ -91,13 +98,7 @@ selecting = joined(
     click.option("--threads", type=POSITIVE, help="Threads of one run."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
     click.option("--processes", type=POSITIVE, default=1, show_default=True, help="Of one run."),
-    click.option(
-        "--on-bad-image",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="Whether broken image files stop a run, or are left out and counted.",
-    ),
+    on_bad_image,
     runs_dir,
     leaderboards_dir,
 )

@@ -248,7 +248,7 @@ def _status(board: Board, row: TableRow, stale: bool) -> str:
 
 def is_stale(row: TableRow, current: Mapping[str, str], engine: int | None) -> bool:
     """Return whether a row's code is known to differ from today's."""
-    for result in row.good:
+    for result in row.results:
         if result.row.origin in ("floor", "external"):
             continue
         today = current.get(result.method, result.code.plugin_sha256)

@@ -106,7 +106,7 @@ def carry_out(
 
     pending, failed = [], False
     for spec in specs:
-        kept = _kept(spec, options)
+        kept = kept_result(spec, options)
         if kept is None:
             pending.append(spec)
         else:
@@ -130,7 +130,7 @@ def carry_out(
             elsewhere: list[RunSpec] = []
             while pending and len(active) < jobs and not stop:
                 spec = pending.pop(0)
-                kept = _kept(spec, options)  # another `bench run` may have it in hand, or done
+                kept = kept_result(spec, options)  # another `bench run` may have done it
                 if kept is not None:
                     finished(spec, kept, True)
                 elif worker.is_leased(options.runs_dir / spec.run_id):
@@ -186,7 +186,7 @@ def result_path(spec: RunSpec, options: Options) -> Path:
     return options.results / spec.track / f"{spec.run_id}.json"
 
 
-def _kept(spec: RunSpec, options: Options) -> Result | None:
+def kept_result(spec: RunSpec, options: Options) -> Result | None:
     """Return the result that makes this run unnecessary, or None."""
     from bench import results
 

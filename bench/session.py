@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import ENGINE, budgets, manager, precision, pricing, recipes
 from bench.errors import UserError
+from bench.exits import OK, SOME_FAILED
 from bench.plan import (
     RAW_PIXELS,
     RAW_PIXELS_METHOD,
@@ -311,24 +312,31 @@ def execute(
     from bench.console import Console
     from bench.observers import notify
     from bench.publish import write_track
-    from bench.runner import carry_out, outdated, result_path
+    from bench.runner import carry_out, is_stale, outdated, result_path
 
     folder = options.results / session.track.id
     folder.mkdir(parents=True, exist_ok=True)
     write_track(folder, session.page)
     today = {protocol["id"]: protocol["hash"] for protocol in session.page["protocols"]}
     options = replace(options, protocols=today)
+    bad: list[str] = []
     with Console(len(session.specs), say, live=live, seconds=seconds) as console:
 
         def finished(spec: RunSpec, result: Result | None, skipped: bool) -> None:
             console.finished(spec, result, skipped)
-            if result is not None and skipped and (older := outdated(result, today)):
+            if result is None:
+                return
+            bad.extend([spec.run_id] if result.status in ("diverged", "invalid") else [])
+            if skipped and (older := outdated(result, today)):
                 console.print(f"{spec.run_id}: an older {older} judged it; --stale judges it again")
-            if result is not None and not skipped:
+            if skipped and is_stale(result, spec):
+                console.print(f"{spec.run_id}: other code ran it; --stale runs today's")
+            if not skipped:
                 for line in notify(list(options.observers), result_path(spec, options)):
                     console.print(line)
 
-        return carry_out(session.specs, options, finished=finished, watching=console.watching)
+        ended = carry_out(session.specs, options, finished=finished, watching=console.watching)
+    return SOME_FAILED if ended == OK and bad else ended
 
 
 def render(session: Session, options: Options) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -238,6 +239,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(capsys, monkeypatch):
 
     monkeypatch.setattr(inventory, "methods", refused)
     assert call(capsys, "list") == (2, "", "Error: /some/where: Permission denied\n")
+
+
+@pytest.mark.parametrize("where", [None, "/data/images.npy"])
+def test_a_full_disk_is_one_line(capsys, monkeypatch, where):
+    def fails(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", where)
+
+    monkeypatch.setattr(inventory, "methods", fails)
+    status, shown, said = call(capsys, "list")
+    assert (status, shown, said.count("\n")) == (2, "", 1)
+    assert said.startswith(
+        f"Error: no space is left on the disk{f' for {where}' if where else ''};"
+    )
 
 
 def test_a_reader_that_stops_reading_is_no_error():

@@ -8,13 +8,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import small_track
 
 from bench import cli
-from bench.session import prepare
+from bench.runner import Options
+from bench.session import execute, prepare
+
+CODE = {"plugin_sha256": "today", "engine": 1}
 
 OBSERVER = """
 import json
@@ -137,3 +141,55 @@ def test_ad_hoc_track_is_the_same_wherever_its_files_lie(tmp_path: Path) -> None
         pages.append(session.page)
     assert pages[0] == pages[1]
     assert "with batch size 8, dataset npz:set.npz." in pages[0]["description"]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ended"),
+    [
+        (["done", "unsupported"], 0),
+        (["done", "diverged"], 1),
+        (["invalid"], 1),
+        ([None], 1),
+    ],
+)
+def test_a_board_of_runs_that_broke_down_ends_with_1(
+    statuses: list[str | None], ended: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when they broke down before, and are not run again."""
+
+    def carry_out(specs, options, *, finished, watching):
+        for status in statuses:
+            finished(specs[0], status and ended_as(status), status is not None)
+        return int(None in statuses)
+
+    monkeypatch.setattr("bench.runner.carry_out", carry_out)
+    lines: list[str] = []
+    assert execute(one_run(), Options(tmp_path), say=lines.append, live=False) == ended
+    assert not any("--stale" in line for line in lines)
+
+
+def test_a_finished_run_of_other_code_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(specs, options, *, finished, watching):
+        finished(specs[0], ended_as("diverged", plugin_sha256="older"), True)
+        return 0
+
+    monkeypatch.setattr("bench.runner.carry_out", carry_out)
+    lines: list[str] = []
+    execute(one_run(), Options(tmp_path), say=lines.append, live=False)
+    assert lines[-1] == "a-s0-0: other code ran it; --stale runs today's"
+
+
+def one_run() -> SimpleNamespace:
+    """A session of one run, as far as `execute` looks at it."""
+    spec = SimpleNamespace(run_id="a-s0-0", spec={"method": "a", "seed": 0}, code=CODE)
+    page = {"id": "t", "protocols": []}
+    return SimpleNamespace(specs=[spec], track=SimpleNamespace(id="t"), page=page)
+
+
+def ended_as(status: str, **code: str) -> SimpleNamespace:
+    cost = SimpleNamespace(wall_seconds=1.0)
+    run = SimpleNamespace(status=status, reason="", evaluations={}, cost=cost)
+    run.code = SimpleNamespace(**CODE | code)
+    return run

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from bench import display
 from bench.errors import UnknownName, UserError
 from bench.exits import OK
-from bench.options import FILE, POSITIVE, as_json, leaderboards_dir, runs_dir
+from bench.options import FILE, POSITIVE, as_json, leaderboards_dir, on_bad_image, runs_dir
 
 
 @click.command("eval")
@@ -25,6 +25,7 @@ from bench.options import FILE, POSITIVE, as_json, leaderboards_dir, runs_dir
 @click.option("--data", help="A data set: a name, npz:PATH, imagefolder:PATH, timm:NAME.")
 @click.option("--image-size", type=POSITIVE, help="Side of the images in pixels; default 32.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks the validation split.")
+@on_bad_image
 @runs_dir
 @leaderboards_dir
 @as_json
@@ -57,7 +58,7 @@ def eval_(
 
         result, notes = evaluate_run(run, names, runs_dir, ledger_file=file), []
     else:
-        seed = options.pop("seed")
+        seed, bad_image = options.pop("seed"), options.pop("on_bad_image")
         backbone, weights, where = _checkpoint(**options)
         from bench.external import evaluate_checkpoint
 
@@ -67,6 +68,7 @@ def eval_(
             names=names,
             runs_dir=runs_dir,
             seed=seed,
+            on_bad_image=bad_image,
             ledger_file=file,
             **where,
         )

@@ -98,9 +98,9 @@ def _to_come(specs: list[Any], options: Any) -> tuple[Expected, str]:
     """Return what the runs that are to do will take, and a line on that; "" where nothing tells."""
     from bench import judge, session
     from bench.expected import expected
-    from bench.runner import result_path
+    from bench.runner import kept_result
 
-    waiting = [spec for spec in specs if options.force or not result_path(spec, options).exists()]
+    waiting = [spec for spec in specs if kept_result(spec, options) is None]
     boards = session.published_folder().parent
     folders = [options.runs_dir, options.leaderboards_dir, boards]
     takes = expected(waiting, folders, judge.processor(), options.device)

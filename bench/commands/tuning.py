@@ -9,7 +9,7 @@ import click
 
 from bench.errors import UserError
 from bench.exits import OK, SOME_FAILED
-from bench.options import POSITIVE, SECONDS, leaderboards_dir, runs_dir
+from bench.options import POSITIVE, SECONDS, leaderboards_dir, on_bad_image, runs_dir
 
 
 @click.command()
@@ -20,12 +20,7 @@ from bench.options import POSITIVE, SECONDS, leaderboards_dir, runs_dir
 @click.option("--stall", type=SECONDS, default=900.0, help="Seconds that a step may take.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--processes", type=POSITIVE, default=1, show_default=True, help="Of one run.")
-@click.option(
-    "--on-bad-image",
-    type=click.Choice(["error", "skip"]),
-    default="error",
-    help="Whether broken image files stop a run, or are left out and counted.",
-)
+@on_bad_image
 @click.option("--stale", is_flag=True, help="Run trials again that other code ran.")
 @runs_dir
 @leaderboards_dir

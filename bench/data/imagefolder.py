@@ -1,7 +1,8 @@
 """A folder of image files, `imagefolder:PATH`: one folder per split, in it one per class.
 
 Splits: train/ with test/ or val/. Next to test/, val/ is the data set's own validation split; alone
-it is what is reported, as ImageNet's is, and validation is set aside from train/.
+it is what is reported, as ImageNet's is, and validation is set aside from train/. Of unlabeled/, if
+there is one, all images count, in whatever folders: methods without labels pretrain on them.
 Pixels: see `bench.data.decode`. One channel if every training image is gray, else three; the other
 splits follow train.
 Cache: `imagefolder/<key>/images.npy`; the key hashes class names, relative paths, file bytes and
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +30,13 @@ from bench.data.source import Part, Request, Source
 from bench.errors import UserError
 from bench.identity import file_sha256
 
+UNLABELED, NO_CLASS = "unlabeled", -1
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: where it lies, its path below the root, its class (None: outside all)."""
+    """One file: where it lies, its path below the root, its class (None: outside all; NO_CLASS: of
+    a split without labels)."""
 
     path: Path
     relative: str
@@ -67,7 +72,11 @@ def read(request: Request) -> Source:
     """
     root = Path(request.path).expanduser()
     return read_folder(
-        request, root, licence="unknown", source=f"local folder {root.resolve().name!r}"
+        request,
+        root,
+        licence="unknown",
+        source=f"local folder {root.resolve().name!r}",
+        splits=("train", "val", "test", UNLABELED),
     )
 
 
@@ -91,7 +100,7 @@ def read_folder(
     if not root.is_dir():
         raise UserError(f"{str(root)!r} is no folder; expected one with train/ and test/ or val/")
     present = [name for name in splits if (root / name).is_dir()]
-    if "train" not in present or len(present) < 2:
+    if "train" not in present or not {"val", "test"} & set(present):
         raise UserError(
             f"{str(root)!r} has {', '.join(f'{name}/' for name in present) or 'no split'}; "
             "expected train/ with test/ or val/, each with one folder per class"
@@ -113,7 +122,18 @@ def read_folder(
     splits = {"train": lambda: train, "test": reader("test" if "test" in present else "val")}
     if "val" in present and "test" in present:
         splits["val"] = reader("val")
-    return Source(splits=splits, class_names=names, licence=licence, source=source, places=(root,))
+    if UNLABELED in present:
+        splits[UNLABELED] = reader(UNLABELED)
+    places = tuple(root / name for name in present) if _has_code(root) else (root,)
+    return Source(splits=splits, class_names=names, licence=licence, source=source, places=places)
+
+
+def _has_code(root: Path) -> bool:
+    """Return whether the code that runs lies below, as where a project's folder is its data's: all
+    of that cannot be hidden from a plugin."""
+    code = (sys.prefix, sys.base_prefix, *(path for path in sys.path if path), __file__)
+    whole = root.resolve()
+    return any(Path(path).resolve().is_relative_to(whole) for path in code)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -123,6 +143,12 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _entries(root: Path, split: str, classes: tuple[str, ...]) -> list[Entry]:
     """Return all files below a split's folder, sorted by the parts of their relative paths."""
+    if split == UNLABELED:
+        below = _files(str(root / split), split)
+        entries = [Entry(Path(path), name, NO_CLASS) for path, name in below]
+        if not entries:
+            raise UserError(f"{str(root / split)!r} has no files; add images or remove it")
+        return entries
     unseen = sorted(set(_class_folders(root / split)) - set(classes))
     if unseen:
         raise UserError(
@@ -207,8 +233,7 @@ def _decoded(request: Request, folder: Folder, split: str, entries: list[Entry])
     if skipped and request.on_bad_image == "error":
         raise _refusal(folder, skipped[0])
     images = np.load(place / "images.npy", mmap_mode="r", allow_pickle=False)
-    labels = np.load(place / "labels.npy", allow_pickle=False)
-    return Part(images, labels, skipped, sha256=meta["sha256"])
+    return Part(images, _labels(place), skipped, sha256=meta["sha256"])
 
 
 def _key(request: Request, folder: Folder, split: str, entries: list[Entry]) -> str:
@@ -261,8 +286,12 @@ def _is_intact(place: Path, request: Request) -> bool:
 
 def _arrays_sha256(place: Path, request: Request) -> str:
     images = np.load(place / "images.npy", mmap_mode="r", allow_pickle=False)
+    return split_sha256(images, _labels(place), request.say)
+
+
+def _labels(place: Path) -> np.ndarray | None:
     labels = np.load(place / "labels.npy", allow_pickle=False)
-    return split_sha256(images, labels, request.say)
+    return None if len(labels) and (labels == NO_CLASS).all() else labels
 
 
 def _content(entry: Entry) -> bytes:

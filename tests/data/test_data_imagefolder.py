@@ -116,6 +116,30 @@ def test_val_beside_test_is_the_validation_split(image_tree: Path) -> None:
     assert data.split(dataset, 0).own
 
 
+def test_unlabeled_images_of_any_folders_are_a_split_without_labels(image_tree: Path) -> None:
+    plain = load(image_tree)
+    (image_tree / "unlabeled" / "deep" / "er").mkdir(parents=True)
+    shown = sorted((image_tree / "train" / "cat").iterdir())[:2]
+    shutil.copy(shown[0], image_tree / "unlabeled" / "deep" / "er" / shown[0].name)
+    shutil.copy(shown[1], image_tree / "unlabeled" / f"z{shown[1].suffix}")
+
+    for _ in range(2):  # decoded, then from the cache
+        dataset = load(image_tree)
+        assert np.array_equal(dataset.images["unlabeled"], dataset.images["train"][:2])
+        assert "unlabeled" not in dataset.labels
+        assert dataset.sha256 != plain.sha256
+    shutil.rmtree(image_tree / "unlabeled")
+    (image_tree / "unlabeled").mkdir()
+    assert "has no files; add images or remove it" in refusal(image_tree)
+
+
+def test_code_below_the_root_is_not_hidden_from_plugins(image_tree: Path, monkeypatch) -> None:
+    """A project's folder may be its data's, and hold the environment that runs it."""
+    assert load(image_tree).places[1:] == (image_tree,)
+    monkeypatch.syspath_prepend(image_tree / ".venv" / "lib")
+    assert load(image_tree).places[1:] == (image_tree / "train", image_tree / "test")
+
+
 def test_linked_class_folders_and_files_are_followed(image_tree: Path, tmp_path: Path) -> None:
     before = load(image_tree)
     (image_tree / "train" / "cat").rename(tmp_path / "elsewhere")
