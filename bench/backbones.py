@@ -50,8 +50,24 @@ def build(spec: dict[str, Any], image_size: int) -> nn.Module:
     model = _create(name, args, image_size)
     if stem is not None:
         _replace_stem(model, name, stem)
+    _refuse_cut_images(model, name, image_size)
     model.num_features = _width(model, name, image_size)
     return model
+
+
+def _refuse_cut_images(model: nn.Module, name: str, image_size: int) -> None:
+    """Raise UserError if patches do not fill the image: timm leaves the rest out without a word."""
+    embed = getattr(model, "patch_embed", None)
+    sides = getattr(embed, "patch_size", None)
+    if not isinstance(sides, tuple) or getattr(embed, "dynamic_img_pad", False):
+        return
+    if any(image_size % side for side in sides):
+        fits = [side for side in range(1, image_size // 4 + 1) if image_size % side == 0]
+        raise UserError(
+            f"{name} cuts images of {image_size} pixels into patches of {sides[0]}, which leave "
+            f"{image_size % sides[0]} pixels unseen; set patch_size to one of {fits} "
+            "(--backbone-args, args in a track), or another image size"
+        )
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -108,7 +124,9 @@ def _width(model: nn.Module, name: str, image_size: int) -> int:
 def _replace_stem(model: nn.Module, name: str, stem: dict[str, Any]) -> None:
     """Put one k x k convolution in the place of everything before the first stage."""
     if hasattr(model, "patch_embed"):
-        raise UserError(f"{name} has patches and no stem; leave stem out, set args.patch_size")
+        raise UserError(
+            f"{name} has patches and no stem; leave stem out (--stem none), set args.patch_size"
+        )
     if hasattr(model, "conv1") and hasattr(model, "maxpool"):  # ResNets, deep stems too
         old = [m for m in model.conv1.modules() if isinstance(m, nn.Conv2d)]
         model.conv1 = _convolution(old[0], old[-1].out_channels, stem)
@@ -127,7 +145,7 @@ def _replace_stem(model: nn.Module, name: str, stem: dict[str, Any]) -> None:
             if index and isinstance(layer, nn.Conv2d):
                 model.stem[index] = nn.Identity()
     else:
-        raise UserError(f"no stem can be put into {name}; leave stem out of the backbone")
+        raise UserError(f"no stem can be put into {name}; leave stem out (--stem none)")
 
 
 def _is_convnext(model: nn.Module) -> bool:

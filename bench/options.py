@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from bench.errors import UserError
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -28,6 +31,21 @@ class FiniteRange(click.FloatRange):
 
 SECONDS = FiniteRange(min=0, min_open=True)
 GIGABYTES = FiniteRange(min=0, min_open=True, max=1e9)
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Return what an option says as a JSON object.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f'{option} {text!r}: expected a JSON object, {{"patch_size": 4}}')
+    return value
 
 
 def joined(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -70,6 +88,8 @@ selecting = joined(
         "--dataset", help="Another data set: a name, npz:PATH, imagefolder:PATH, timm:NAME."
     ),
     click.option("--backbone", help="Another backbone: the name of a timm model."),
+    click.option("--backbone-args", metavar="JSON", help="Arguments of it, as timm takes them."),
+    click.option("--stem", metavar="KxS", help="Its first convolution, 3x2 or 7x2+pool; or none."),
     click.option("--image-size", type=POSITIVE, help="Another side of the images, in pixels."),
     click.option("--epochs", type=POSITIVE, help="Another budget, in epochs."),
     click.option(

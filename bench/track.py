@@ -132,6 +132,8 @@ def override(
     *,
     dataset: str | None = None,
     backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    stem: str | None = None,
     image_size: int | None = None,
     epochs: int | None = None,
     budget: Mapping[str, float] | None = None,
@@ -150,9 +152,12 @@ def override(
 
     An open track leaves backbone, batch and budget to its rows, and keeps its id with others.
 
-    A new backbone is taken without the old one's arguments. A convolutional one keeps the track's
-    stem; a vision transformer has patches of an eighth of the image's side instead. `samples`,
-    `allow_small` and `sampling` are settings of what the track measures generators by.
+    A new backbone is taken without the old one's arguments, and then given `backbone_args`. A
+    convolutional one keeps the track's stem, unless `stem` is "none" or another, as in "3x2" or
+    "7x2+pool" (kernel, stride, max-pool); a vision transformer has no stem and, unless told
+    otherwise, its own patches where at least eight fit along the image's side, else smaller ones
+    (`usual_patch`). `samples`, `allow_small` and `sampling` are settings of what the track measures
+    generators by.
 
     Raises:
         UserError: a value is out of its range.
@@ -171,7 +176,8 @@ def override(
         if value is not None:
             (content[table] if table else content)[key] = value
     _override_generation(track.id, content["evaluations"], samples, allow_small, sampling)
-    own = {"backbone": backbone, "epochs": epochs, "budget": budget, "batch_size": batch_size}
+    own = {"epochs": epochs, "budget": budget, "batch_size": batch_size}
+    own |= {"backbone": backbone, "backbone_args": backbone_args, "stem": stem}
     name = track.id.partition("~")[0]
     if not track.is_open:
         _choose(content, **own)
@@ -188,6 +194,8 @@ def _choose(
     content: dict[str, Any],
     *,
     backbone: str | None,
+    backbone_args: Mapping[str, Any] | None,
+    stem: str | None,
     epochs: int | None,
     budget: Mapping[str, float] | None,
     batch_size: int | None,
@@ -196,16 +204,45 @@ def _choose(
     if batch_size is not None:
         content["batch_size"] = batch_size
     if backbone is not None and backbone != content["backbone"]["name"]:
-        patches = {"patch_size": max(1, content["data"]["image_size"] // 8)}
+        patches = {"patch_size": usual_patch(backbone, content["data"]["image_size"])}
         content["backbone"] |= (
             {"name": backbone, "args": patches, "stem": None}
             if PATCH_MODELS.match(backbone)
             else {"name": backbone, "args": {}}
         )
+    if backbone_args is not None:
+        content["backbone"]["args"] = content["backbone"]["args"] | dict(backbone_args)
+    if stem is not None:
+        content["backbone"]["stem"] = parse_stem(stem)
     if epochs is not None and budget is not None:
         raise UserError("--epochs and --budget both say how much is trained; give one")
     if epochs is not None or budget is not None:
         content["budget"] = dict(budget) if budget else {"epochs": epochs}
+
+
+def usual_patch(backbone: str, image_size: int) -> int:
+    """Return the side of a vision transformer's patches in pixels: the largest that divides the
+    image's side, is no larger than the model's own and leaves eight or more along a side."""
+    named = re.search(r"patch(\d+)", backbone)
+    most = min(int(named[1]) if named else 16, max(1, image_size // 8))
+    return next(side for side in range(most, 0, -1) if image_size % side == 0)
+
+
+def parse_stem(text: str) -> dict[str, Any] | None:
+    """Return a stem as tracks have it; None for "none".
+
+    Raises:
+        UserError: it is neither "none" nor KERNELxSTRIDE with or without "+pool".
+    """
+    if text == "none":
+        return None
+    found = re.fullmatch(r"(\d)x(\d)(\+pool)?", text)
+    if not found:
+        raise UserError(
+            f"stem {text!r}: expected none, or kernel and stride as in 3x2, or 7x2+pool with a "
+            "max-pool after it"
+        )
+    return {"kernel": int(found[1]), "stride": int(found[2]), "max_pool": bool(found[3])}
 
 
 def _override_generation(

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bench.budgets import KINDS
 from bench.columns import METRICS, WHERE_NAMED
@@ -155,6 +162,12 @@ class _Backbone(_Table):
     name: str = Field(min_length=1)
     args: dict[str, Any] = {}
     stem: _Stem | None = None
+
+    @field_validator("stem", mode="before")
+    @classmethod
+    def false_is_none(cls, stem: Any) -> Any:
+        """TOML has no null, by which a track could lack its base's stem."""
+        return None if stem is False else stem
 
 
 class _Budget(_Table):

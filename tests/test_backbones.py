@@ -81,6 +81,15 @@ def test_stages_are_spatial_means_and_mean_patch_tokens() -> None:
     assert torch.allclose(found["stage4"], tokens[:, 1:].mean(1), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "size", "lost"),
+    [("test_vit", {"patch_size": 3}, 32, 2), ("vit_tiny_patch16_224", {}, 40, 8)],
+)
+def test_patches_that_do_not_fill_the_image_are_refused(name, args, size, lost) -> None:
+    with pytest.raises(UserError, match=rf"leave {lost} pixels unseen; set patch_size to one of"):
+        backbones.build(spec(name, **args), size)
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_stem_is_one_convolution_at_the_given_stride(name: str) -> None:
     sizes = {}

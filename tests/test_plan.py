@@ -192,6 +192,42 @@ def test_another_backbone_loses_the_arguments_and_keeps_the_stem():
     assert plan.override(standard, backbone="vitamin_small_224").backbone["stem"] is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "patch"),
+    [
+        ("vit_small_patch16_224", 224, 16),
+        ("vit_small_patch14_dinov2", 224, 14),
+        ("vit_small_patch16_224", 100, 10),
+        ("vit_small_patch16_224", 64, 8),
+        ("vit_base_patch8_224", 224, 8),
+        ("test_vit", 32, 4),
+        ("test_vit", 28, 2),
+        ("test_vit", 11, 1),
+    ],
+)
+def test_a_transformer_keeps_its_patches_where_enough_of_them_fit(name, size, patch):
+    chosen = plan.override(plan.load_track("digits"), backbone=name, image_size=size)
+    assert chosen.backbone["args"] == {"patch_size": patch}
+    assert size % patch == 0
+
+
+def test_stem_and_arguments_of_a_backbone_can_be_said():
+    standard = plan.load_track("digits")
+    swin = plan.override(standard, backbone="swin_tiny_patch4_window7_224", stem="none")
+    assert swin.backbone == {"name": "swin_tiny_patch4_window7_224", "args": {}, "stem": None}
+    plain = plan.override(standard, backbone="resnet18", stem="7x2+pool", backbone_args={"a": 1})
+    assert plain.backbone["stem"] == {"kernel": 7, "stride": 2, "max_pool": True}
+    assert plain.backbone["args"] == standard.backbone["args"] | {"a": 1}
+    assert plan.override(standard, stem="3x2").id == "digits"
+    vit = plan.override(standard, backbone="test_vit", backbone_args={"patch_size": 2, "depth": 1})
+    assert vit.backbone["args"] == {"patch_size": 2, "depth": 1}
+    for wrong in ("no", "3", "3x2+", "3x2 +pool"):
+        with pytest.raises(UserError, match="expected none, or kernel and stride as in 3x2"):
+            plan.override(standard, stem=wrong)
+    with pytest.raises(UserError, match="stride"):
+        plan.override(standard, stem="3x4")
+
+
 def test_a_data_set_with_a_path_is_known_by_its_content(tmp_path):
     standard = plan.load_track("digits")
     here = plan.override(standard, dataset="npz:/here/faces.npz")

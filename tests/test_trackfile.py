@@ -51,6 +51,14 @@ def test_settings_say_which_few_labels_can_rank(tmp_path: Path) -> None:
             load(tmp_path, f'{TRACK}headline = "few_labels.{metric}"\n{few}')
 
 
+def test_a_track_may_leave_out_its_bases_stem(tmp_path: Path) -> None:
+    text = 'base = "digits"\n[backbone]\nname = "swin_tiny_patch4_window7_224"\nargs = {}\n'
+    assert load(tmp_path, text).backbone["stem"] is not None
+    assert load(tmp_path, text + "stem = false\n").backbone["stem"] is None
+    with pytest.raises(UserError, match="stem"):
+        load(tmp_path, text + "stem = true\n")
+
+
 def test_every_metric_that_pages_show_may_rank(tmp_path: Path) -> None:
     for name, metrics in METRICS.items():
         for metric, _ in (*metrics, *WHERE_NAMED.get(name, ())):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,15 @@ from click.core import ParameterSource
 from bench import display
 from bench.errors import UnknownName, UserError
 from bench.exits import OK
-from bench.options import FILE, POSITIVE, as_json, leaderboards_dir, on_bad_image, runs_dir
+from bench.options import (
+    FILE,
+    POSITIVE,
+    as_json,
+    json_object,
+    leaderboards_dir,
+    on_bad_image,
+    runs_dir,
+)
 
 
 @click.command("eval")
@@ -96,7 +103,7 @@ def _checkpoint(
     image_size: int | None,
 ) -> tuple[dict[str, Any], Path, dict[str, Any]]:
     """Return the backbone's spec, the file, and the data set's name and size for `bench eval`."""
-    spec = {"name": backbone, "args": _json_object(backbone_args), "stem": None}
+    spec = {"name": backbone, "args": json_object("--backbone-args", backbone_args), "stem": None}
     store_size = None
     if track is not None:
         from bench.track import load_track
@@ -112,13 +119,3 @@ def _checkpoint(
         )
     images = {"dataset_name": data, "image_size": image_size or 32, "store_size": store_size}
     return spec, weights, images
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json_.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f'--backbone-args {text!r}: expected a JSON object, {{"patch_size": 4}}')
-    return value

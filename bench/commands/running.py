@@ -11,7 +11,7 @@ import click
 from bench import display
 from bench.errors import UnknownName
 from bench.exits import NOTHING_LOADED, OK, SOME_FAILED
-from bench.options import FOLDER, POSITIVE, SECONDS, as_json, selecting
+from bench.options import FOLDER, POSITIVE, SECONDS, as_json, json_object, selecting
 
 if TYPE_CHECKING:
     from bench.expected import Expected
@@ -121,8 +121,10 @@ def _prepare(options: dict[str, Any]) -> Any:
     from bench import budgets, compiled, session
     from bench.plan import parse_counts, parse_sampling
 
-    keys = ("dataset", "backbone", "image_size", "epochs", "batch_size", "limit", "chunk")
+    keys = ("dataset", "backbone", "stem", "image_size", "epochs", "batch_size", "limit", "chunk")
     overrides = {key: options[key] for key in (*keys, "precision", "threads", "samples")}
+    if options["backbone_args"]:
+        overrides["backbone_args"] = json_object("--backbone-args", options["backbone_args"])
     overrides |= {key: options[key] or None for key in ("allow_small", "checkpointing", "compile")}
     overrides["budget"] = budgets.parse(options["budget"]) if options["budget"] else None
     overrides["sampling"] = parse_sampling(options["sampling"]) or None
