@@ -38,6 +38,10 @@ class Beside:
     sheets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     flops: Counts = field(default_factory=dict)
 
+    def recipes_of(self, track: Mapping[str, Any]) -> tuple[Recipe, ...]:
+        """Return the recipes of a page's track; see `bench.track.recipes_id`."""
+        return self.recipes.get(str(track.get("recipes", track["id"])), ())
+
 
 def read(folder: Path, *, recipes_folder: Path | None = None) -> Beside:
     """Return what lies in a boards' folder.

@@ -14,6 +14,7 @@ from bench import budgets, manager, recipes, session
 from bench.errors import UserError
 from bench.plan import RAW_PIXELS, RAW_PIXELS_METHOD
 from bench.probe import probe
+from bench.track import pin_data, recipes_id
 
 if TYPE_CHECKING:
     from bench.claim import Side
@@ -54,11 +55,7 @@ def ground(
     """
     names = [name for name in dict.fromkeys(methods) if name in manager.installed()]
     folders = session.recipe_folders(leaderboards_dir)
-    kept = {
-        name: r
-        for name in names
-        if (r := recipes.find(folders, track.recipes_of or track.id, name))
-    }
+    kept = {name: r for name in names if (r := recipes.find(folders, recipes_id(track), name))}
     asking: dict[str, Any] = {
         "recipe": track.recipe,
         "tuned": {name: recipe.config for name, recipe in kept.items()},
@@ -107,7 +104,8 @@ def method_of(
             raise UserError(found["error"])
         found = found | {"plugin": name}
         if name in where.kept:
-            found = session.tuned(found, where.kept[name], where.track, where.protocols)
+            pinned = pin_data(where.track, where.data["facts"])
+            found = session.tuned(found, where.kept[name], pinned, where.protocols)
         known[key] = found
     return known[key]
 

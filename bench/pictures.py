@@ -45,7 +45,7 @@ def tuning_curves(page: Page, beside: Beside) -> list[figures.Curve]:
                 )
             ),
         )
-        for recipe in beside.recipes.get(page.track["id"], ())
+        for recipe in beside.recipes_of(page.track)
         if recipe.method in titles
     ]
 

@@ -118,7 +118,7 @@ def render_pages(
             else "",
             reproduced=beside.reproduced,
             ledger=beside.ledger,
-            recipes=beside.recipes.get(name, ()),
+            recipes=beside.recipes_of(page.track),
             tuning_figure=pictures.tuning_name(name)
             if pictures.tuning_curves(page, beside)
             else "",

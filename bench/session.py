@@ -28,6 +28,7 @@ from bench.plan import (
     with_floors,
 )
 from bench.probe import probe, start_server
+from bench.track import recipes_id
 from bench.training_flops import Training
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def prepare(
         chosen = override(standard, **{**(overrides or {}), "precision": found})
     changed = chosen.id != standard.id
     places = recipe_folders(leaderboards_dir)
-    source_of = chosen.recipes_of or chosen.id
+    source_of = recipes_id(chosen)
     kept = {n: r for n in names if (r := recipes.find(places, source_of, n)) is not None}
     answer = probe(
         requests,
@@ -151,7 +152,8 @@ def prepare(
             name = manager.method_name(request)
             found = described | {"plugin": request}
             if name in kept:
-                found = tuned(found, kept[name], chosen, answer["protocols"])
+                pinned = pin_data(chosen, answer["data"]["facts"])
+                found = tuned(found, kept[name], pinned, answer["protocols"])
             if name in (hand_tuned or {}):
                 found |= {"tuning": f"hand:{hand_tuned[name]}"}
             methods[name] = found
@@ -173,6 +175,7 @@ def prepare(
         words = _adhoc_words(standard, (overrides or {}) | _precision_change(standard, chosen))
     common = replace(chosen, budget=standard.budget) if chosen.is_open else chosen
     page = _page(common, words, facts, answer["protocols"])
+    page |= {"recipes": source_of} if source_of not in (chosen.id, chosen.recipes_of) else {}
     return Session(chosen, specs, broken, page, trained)
 
 

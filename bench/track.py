@@ -287,6 +287,19 @@ def pin_data(track: Track, facts: Mapping[str, Any]) -> Track:
     return _track(track.id.partition("~")[0], content, f"data set {facts['name']!r}")
 
 
+def recipes_id(track: Track) -> str:
+    """Return under which name a track's tuned recipes lie: its id, or the track's that it takes
+    them from. Data that a path names are known here by their last folder or file alone, pinned or
+    not: recipes are asked for before the data are looked at, and on machines where these lie
+    elsewhere. Whether a recipe is of the same content, `recipes.training_sha256` says."""
+    if track.recipes_of or ":" not in track.data["name"]:
+        return track.recipes_of or track.id
+    content = _content(track)
+    content["data"] |= {"name": data_name(content["data"]["name"])}
+    content["data"] |= {"sha256": None, "test_sha256": None}
+    return _track(track.id.partition("~")[0], content, "recipes").id
+
+
 def data_name(name: str) -> str:
     """Return a data set's name without folders: `npz:/home/ada/faces.npz` is `npz:faces.npz`."""
     kind, colon, path = name.partition(":")

@@ -20,6 +20,7 @@ from bench.errors import UserError
 from bench.plan import load_track, plan
 from bench.probe import probe
 from bench.session import with_source
+from bench.track import pin_data, recipes_id
 
 if TYPE_CHECKING:
     from bench.plan import RunSpec
@@ -200,7 +201,7 @@ class Session:
     """The trials of some methods on a track.
 
     Attributes:
-        track: as it was asked for; a data set that a path names is pinned in the runs alone.
+        track: with a data set that a path names pinned to its content.
         methods: the probes, each with `standard` and `base`.
         specs: the runs of every trial, in order, by method.
         protocol: of the headline, {"id", "version", "hash", "headline"}.
@@ -264,7 +265,7 @@ def prepare(
     source = chosen.data["name"]
     specs = {name: [with_source(spec, source) for spec in runs] for name, runs in specs.items()}
     protocol = next(p for p in answer["protocols"] if p["headline"])
-    return Session(chosen, methods, specs, protocol)
+    return Session(pin_data(chosen, answer["data"]["facts"]), methods, specs, protocol)
 
 
 def trials_folder(runs_dir: Path) -> Path:
@@ -290,7 +291,8 @@ def write_recipes(session: Session, options: Options, leaderboards_dir: Path) ->
             said.append(f"{name}: {done} of {len(specs)} trials finished; run the command again")
             continue
         recipe = conclude(session.track, session.methods[name], specs, found, session.protocol)
-        file = recipes.path(leaderboards_dir / recipes.FOLDER, session.track.id, name)
+        folder = leaderboards_dir / recipes.FOLDER
+        file = recipes.path(folder, recipes_id(session.track), name)
         recipes.write(file, recipe)
         best = recipe.trials[recipe.winner]
         changed = ", ".join(f"{key}={value}" for key, value in best.changed.items())

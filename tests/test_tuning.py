@@ -6,11 +6,12 @@ import dataclasses
 import math
 import random
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import cli, data, recipes, results, session, tuning
+from bench import beside, cli, data, recipes, results, session, tuning
 from bench.errors import UserError
 from bench.track import load_track
 
@@ -198,6 +199,27 @@ def test_runs_of_the_track_use_the_recipe_and_variants_start_from_it(tuned):
     assert changed.row["variant"] == "weight_decay=0.5"
     longer = session.prepare("rotnet", track=str(track), overrides={"epochs": 2}, dev=True, **given)
     assert longer.specs[-1].row["tuning"] == "0"  # another track; nothing was tuned for it
+
+
+def test_a_recipe_is_found_where_the_data_lie_elsewhere_and_is_of_their_content(tuned, tmp_path):
+    folder, track, _ = tuned
+    here = load_track(str(track)).data["name"].removeprefix("npz:")
+    given = {"runs_dir": folder / "runs", "leaderboards_dir": folder / "leaderboards", "dev": True}
+    moved = tmp_path / Path(here).name
+    moved.write_bytes(Path(here).read_bytes())
+    elsewhere = tmp_path / track.name
+    elsewhere.write_text(track.read_text().replace(here, str(moved)))
+    session_ = session.prepare("rotnet", track=str(elsewhere), **given)
+    assert session_.specs[-1].row["tuning"] == "3"
+    kept = beside.read(folder / "leaderboards").recipes_of(session_.page)
+    assert "rotnet" in {recipe.method for recipe in kept}
+    with np.load(moved) as stored:
+        arrays = {name: stored[name] for name in stored if name != "x_test"}
+    arrays["x_train"][0, 0, 0] ^= 1
+    np.savez(moved, **arrays, x_test=arrays["x_train"][: len(arrays["y_test"])])
+    changed = session.prepare("rotnet", track=str(elsewhere), **given).specs[-1]
+    assert changed.row["tuning"] == "0"
+    assert changed.row["notes"] == ["its tuned recipe was not used: the track has changed since"]
 
 
 def test_a_second_tuning_runs_nothing_again(tuned, capsys):
