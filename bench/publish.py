@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,13 +138,15 @@ def render_all(
     current: Mapping[str, str] | None = None,
     engine: int | None = None,
     beside: Beside | None = None,
+    local: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Render a results folder's index, pages and pictures into a folder; return the files.
 
     Args:
         beside: what pages show besides results; by default what lies in `out_dir`.
+        local: plugin files as they are today, see `without_older`.
     """
-    pages = read_pages(Path(results_dir), tracks)
+    pages = without_older(read_pages(Path(results_dir), tracks), local or {})
     beside = read_beside(Path(out_dir)) if beside is None else beside
     files = render_pages(pages, published=published, current=current, engine=engine, beside=beside)
     return _write_boards(Path(out_dir), pages, files, beside)
@@ -228,17 +231,9 @@ def publish(
     """
     sources = Path(runs_dir) / "results"
     target = Path(leaderboards_dir)
-    pages = [page for page in read_pages(sources) if not tracks or page.track["id"] in tracks]
-    missing = sorted(set(tracks or ()) - {page.track["id"] for page in pages})
-    if missing or not pages:
-        wanted = f"track {', '.join(missing)}" if missing else "any track"
-        raise UserError(f"{sources}: no results of {wanted}; run `bench run` first")
+    pages = chosen_pages(sources, tracks)
     new = {
-        page.track["id"]: [
-            result
-            for result in page.results
-            if include_local or result.row.origin not in ("local", "external")
-        ]
+        page.track["id"]: [result for result in page.results if include_local or _is_shared(result)]
         for page in pages
     }
     pages = [page for page in pages if new[page.track["id"]] or page.problems]
@@ -295,6 +290,70 @@ def publish(
         training_flops.write(target, counts)
         written.append(target / training_flops.FILE)
     return written + _write_boards(target, everything, files, beside)
+
+
+def chosen_pages(sources: Path, tracks: Sequence[str] | None) -> list[Page]:
+    """Return the pages of a results folder, or of these tracks: each an id, or what is before the
+    `~` of one alone.
+
+    Raises:
+        UserError: there are no results of a track, or of several that begin so.
+    """
+    pages = read_pages(sources)
+    wanted = set()
+    for name in tracks or ():
+        ids = [page.track["id"] for page in pages]
+        found = [i for i in ids if i == name] or [i for i in ids if i.partition("~")[0] == name]
+        if not found:
+            raise UserError(f"{sources}: no results of track {name}; run `bench run` first")
+        if len(found) > 1:
+            raise UserError(f"{sources}: track {name} may be {' or '.join(found)}; say which")
+        wanted |= set(found)
+    if not pages:
+        raise UserError(f"{sources}: no results of any track; run `bench run` first")
+    return [page for page in pages if not tracks or page.track["id"] in wanted]
+
+
+def _is_shared(result: Result) -> bool:
+    """Return whether others can have a row's code and data: its plugin is installed."""
+    return result.row.origin not in ("local", "external")
+
+
+def kept_back(sources: Path, tracks: Sequence[str] | None) -> str:
+    """Return a line on the runs that are published only if asked for, or "" if there are none."""
+    every = [r for page in chosen_pages(sources, tracks) for r in page.results]
+    names = sorted({result.method for result in every if not _is_shared(result)})
+    count = sum(not _is_shared(result) for result in every)
+    if not names:
+        return ""
+    return (
+        f"left out: {count} runs of plugin files or checkpoints ({', '.join(names)}); "
+        "--include-local publishes them"
+    )
+
+
+def without_older(pages: Sequence[Page], today: Mapping[str, str]) -> list[Page]:
+    """Return the pages without runs of plugin files as they were before an edit.
+
+    Args:
+        today: method -> sha256 of its file, of the methods whose files were edited or not.
+    """
+    shown = []
+    for page in pages:
+        older = [
+            result
+            for result in page.results
+            if result.row.origin == "local"
+            and today.get(result.method, result.code.plugin_sha256) != result.code.plugin_sha256
+        ]
+        counts = Counter(result.method for result in older)
+        lines = [
+            f"{name}: {count} runs of its file as it was before an edit"
+            for name, count in sorted(counts.items())
+        ]
+        kept = [result for result in page.results if result not in older]
+        shown.append(replace(page, results=kept, problems=[*page.problems, *lines]))
+    return shown
 
 
 def _unwritten(

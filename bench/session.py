@@ -368,6 +368,7 @@ def render(session: Session, options: Options) -> Path:
         current=current_code(),
         engine=ENGINE,
         beside=replace(shown, sheets=sheets.published(out), flops=counts),
+        local={s.spec["method"]: s.spec["local"] for s in session.specs if "local" in s.spec},
     )
     return out / page_name(session.track.id)
 

@@ -189,6 +189,23 @@ def test_the_command_prints_and_writes_nothing(
     assert sorted(boards.rglob("*")) == before
 
 
+def test_ones_own_tables_are_printed_if_their_folder_is_named(
+    boards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs" / "results" / "clothes~012abc"
+    for run in board(seeds=3):
+        of_track = Result.model_validate(run.document() | {"track": "clothes~012abc"})
+        write(folder / f"{run.run_id}.json", of_track)
+    write_track(folder, track(id="clothes~012abc"))
+    where = ("--runs-dir", str(tmp_path / "runs"), "--leaderboards-dir", str(tmp_path / "none"))
+    for which in ((), ("--track", "clothes~012abc"), ("--track", "clothes")):
+        assert cli.main(["leaderboard", "--format", "json", *where, *which]) == 0
+        (page,) = json.loads(capsys.readouterr().out)
+        assert page["track"] == "clothes~012abc"
+    assert cli.main(["leaderboard", "--format", "csv", *where, "--track", "cloth"]) == 2
+    assert "no track 'cloth'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from synthetic_results import LINEAR, NUM_IMAGES, board, result, track
 from bench.errors import UserError
 from bench.identity import digest
 from bench.packing import pack_bits, pack_counts, pack_predictions
-from bench.publish import check, publish, render_all, write_track
+from bench.publish import check, kept_back, publish, render_all, write_track
 from bench.results import Result, read, write
 
 
@@ -308,6 +309,52 @@ def test_an_altered_file_stops_the_publishing(tmp_path):
     with pytest.raises(UserError, match="altered since it was written"):
         publish(runs, tmp_path / "leaderboards")
     assert not (tmp_path / "leaderboards").exists()
+
+
+def test_a_track_is_published_by_what_is_before_its_hash(tmp_path):
+    runs = runs_folder(tmp_path)
+    for name in ("hats~012abc", "hats~345def"):
+        for run in board(seeds=3):
+            moved = run.model_copy(update={"track": name})
+            write(runs / "results" / name / f"{run.run_id}.json", moved)
+        write_track(runs / "results" / name, track(id=name))
+    with pytest.raises(UserError, match="track hats may be hats~012abc or hats~345def; say which"):
+        publish(runs, tmp_path / "boards", ["hats"])
+    publish(runs, tmp_path / "boards", ["hats~345def"])
+    shutil.rmtree(runs / "results" / "hats~345def")
+    publish(runs, tmp_path / "boards", ["hats"])
+    folders = sorted(path.name for path in (tmp_path / "boards" / "results").iterdir())
+    assert folders == ["hats~012abc", "hats~345def"]
+
+
+def local(name: str, sha256: str, seed: int, seeds_of: float = 0.8) -> Result:
+    row = {"origin": "local"}
+    code = {"plugin_sha256": sha256, "engine": 1, "distribution": ""}
+    return result(name, seed, seeds_of, row=row, config={"file": sha256}, code=code)
+
+
+def test_rows_of_plugin_files_are_left_out_aloud(tmp_path):
+    runs = runs_folder(tmp_path, [*board(), *(local("mine", "a" * 64, s) for s in range(3))])
+    publish(runs, tmp_path / "boards")
+    assert "mine" not in (tmp_path / "boards" / "clothes.md").read_text()
+    line = kept_back(runs / "results", None)
+    assert line.startswith("left out: 3 runs of plugin files or checkpoints (mine);")
+    assert kept_back(runs_folder(tmp_path / "plain") / "results", ["clothes"]) == ""
+
+
+def test_runs_of_a_plugin_file_before_an_edit_are_no_rows(tmp_path):
+    versions = [local("mine", sha, seed) for sha in ("a" * 64, "b" * 64) for seed in range(3)]
+    others = [local("yours", "c" * 64, seed) for seed in range(3)]
+    runs = runs_folder(tmp_path, [*board(), *versions, *others])
+    render_all(runs / "results", tmp_path / "all")
+    text = (tmp_path / "all" / "clothes.md").read_text()
+    assert "`aaaaaaaa`" in text
+    render_all(runs / "results", tmp_path / "out", local={"mine": "b" * 64})
+    text = (tmp_path / "out" / "clothes.md").read_text()
+    assert "`aaaaaaaa`" not in text
+    assert "`bbbbbbbb`" in text
+    assert "`cccccccc`" in text
+    assert "mine: 3 runs of its file as it was before an edit" in text.split("## Left out")[1]
 
 
 def test_other_content_of_a_published_run_needs_force(tmp_path):

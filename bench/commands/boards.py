@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bench import display
 from bench.errors import UnknownName, UserError
@@ -35,11 +36,16 @@ def leaderboard(
     leaderboards_dir: Path,
     runs_dir: Path,
 ) -> int:
-    """Render the published boards from their result files, or print them."""
+    """Render the published boards from their result files, or print them.
+
+    With --format and --runs-dir what is printed are one's own, of that working folder.
+    """
     from bench import ENGINE, counting, session
     from bench import publish as boards
 
-    if not (leaderboards_dir / "results").is_dir():
+    source = click.get_current_context().get_parameter_source("runs_dir")
+    own = form is not None and source is ParameterSource.COMMANDLINE
+    if not own and not (leaderboards_dir / "results").is_dir():
         raise UserError(f"no published results in {leaderboards_dir}; `bench publish` copies them")
     now = {"current": session.current_code(), "engine": ENGINE}
     if form is None and (track or row):
@@ -47,7 +53,8 @@ def leaderboard(
     if form is not None:
         if check:
             raise UserError("--check compares the files and --format prints; give one of them")
-        click.echo(_printed(leaderboards_dir, form, track, row, now))
+        folder = runs_dir if own else leaderboards_dir
+        click.echo(_printed(folder / "results", leaderboards_dir, form, track, row, now))
         return OK
     if check and count:
         raise UserError("--check writes nothing and --count does; give one of them")
@@ -65,16 +72,21 @@ def leaderboard(
 
 
 def _printed(
-    leaderboards_dir: Path, form: str, track: str | None, row: str | None, now: dict[str, Any]
+    results_dir: Path,
+    leaderboards_dir: Path,
+    form: str,
+    track: str | None,
+    row: str | None,
+    now: dict[str, Any],
 ) -> str:
     from bench import beside, formats
     from bench import publish as boards
 
-    pages = boards.read_pages(leaderboards_dir / "results")
-    names = [page.track["id"] for page in pages]
-    if track is not None and track not in names:
-        raise UnknownName("published track", track, names)
-    pages = [page for page in pages if track in (None, page.track["id"])]
+    names = [page.track["id"] for page in boards.read_pages(results_dir)]
+    if track is not None and track not in {*names, *(name.partition("~")[0] for name in names)}:
+        kind = "published track" if results_dir.parent == leaderboards_dir else "track"
+        raise UnknownName(kind, track, names)
+    pages = boards.chosen_pages(results_dir, [track] if track else None)
     return formats.show(pages, form, method=row, beside=beside.read(leaderboards_dir), **now)
 
 
@@ -117,6 +129,9 @@ def publish(
         engine=ENGINE,
     )
     click.echo("\n".join(str(path) for path in written))
+    line = "" if include_local else boards.kept_back(runs_dir / "results", list(tracks) or None)
+    if line:
+        click.echo(line, err=True)
     return OK
 
 
