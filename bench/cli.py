@@ -11,6 +11,7 @@ import click
 
 from bench.commands import (
     boards,
+    cleaning,
     costing,
     estimating,
     evaluating,
@@ -70,8 +71,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if error.errno == errno.ENOSPC:
             where = f" for {error.filename}" if error.filename else ""
             return _refuse(
-                f"no space is left on the disk{where}; free some (BENCH_CACHE and finished runs' "
-                "folders can be made anew) and run the same command again"
+                f"no space is left on the disk{where}; free some (`bench clean` does, and "
+                "BENCH_CACHE can be made anew), then run the same command again"
             )
         return _refuse(f"{error.filename or type(error).__name__}: {error.strerror}")
 
@@ -105,6 +106,7 @@ COMMANDS = (
     boards.publish,
     reproducing.reproduce,
     exporting.export,
+    cleaning.clean,
     boards.doctor,
 )
 for command in COMMANDS:

@@ -19,6 +19,7 @@ from bench.results import write
 HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "pydantic", "numpy", "rich")
 COMMANDS = {
     "check",
+    "clean",
     "cost",
     "doctor",
     "estimate",
