@@ -167,17 +167,19 @@ def train_at(
     size = min(settings["batch_size"], len(labels))
     steps = max(1, settings["images_per_rate"] // size)
     order = orders(len(labels), steps * size, generator).view(steps, size)
+    broke = torch.zeros((), dtype=torch.bool, device=device)
     for step, rows in enumerate(order):
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"] * share_of_rate(step, steps, settings["warmup"])
         shown = show(pixels[rows.numpy()], kind, device, view, generator)
         loss = F.cross_entropy(model(shown), labels[rows].to(device))
-        if not loss.isfinite():
+        broke |= ~loss.detach().isfinite()
+        if device.type != "cuda" and broke:  # on a card to look is to wait for it
             return None
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.eval()
+    return None if broke else model.eval()
 
 
 def share_of_rate(step: int, steps: int, warmup: float) -> float:
