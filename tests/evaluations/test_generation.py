@@ -16,6 +16,7 @@ from bench.evaluations import Evaluation, Subject, generation
 from bench.sampling import Samples
 
 SETTINGS = {"samples": 120, "reference": 120, "extractor": "pixels", "allow_small": True}
+CAS = "classification_accuracy_score"
 PROTOCOL = evaluations.protocol("generation", SETTINGS)
 
 
@@ -153,6 +154,11 @@ def test_calibration_tells_good_sets_from_bad_ones() -> None:
     assert found["copied_fd"] < 1e-6 < found["train_half_fd"]
     assert found["copied_memorisation"] > 99
     assert found["test_memorisation"] < 60
+    assert found["copied_class_accuracy"] > 99
+    assert "one_class_class_accuracy" not in found  # most classes are not there to be named
+    scores = {key.removesuffix(f"_{CAS}") for key in found if key.endswith(CAS)}
+    assert scores == {"train_half", "copied", "blur", "noise", "jpeg"}  # test images teach of tests
+    assert found[f"train_half_{CAS}"] > 2 * 100 / CLASSES
 
 
 @pytest.mark.parametrize(
