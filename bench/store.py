@@ -57,6 +57,7 @@ class Store:
 def resident(images: np.ndarray, device: torch.device, *, part: int = 1 << 26) -> Tensor:
     """Return all images on the device, copied some `part` bytes at a time: the host, which maps
     them from a file, never holds a second copy of all of them."""
+    images = np.asarray(images)  # of a mapped file a view; of `gauge.Stored` what differs
     whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
     count = max(1, part * len(images) // max(1, images.nbytes))
     for start in range(0, len(images), count):

@@ -15,6 +15,7 @@ from torch import nn
 from bench import backbones, child, driver, evaluations, judge
 from bench.errors import UserError, lacks_memory
 from bench.finite import FiniteCheck
+from bench.gauge import Stored
 from bench.integrity import load_backbone
 from bench.store import resident
 
@@ -138,6 +139,12 @@ def test_only_a_fused_optimizer_is_told_to_skip(fused: bool) -> None:
 )
 def test_which_errors_say_that_memory_was_lacking(error: Exception, lacking: bool) -> None:
     assert lacks_memory(error) == lacking
+
+
+def test_of_images_that_stand_for_many_those_that_differ_are_resident() -> None:
+    base = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
+    shown = resident(Stored(base, 1000), torch.device("cpu"))
+    assert torch.equal(shown, torch.from_numpy(base))
 
 
 @pytest.mark.parametrize("part", [1, 100, 1 << 26])
