@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import confine, manager, plan, runner, worker
+from bench.errors import UserError
 from bench.meters import read_metrics
 from bench.probe import fork_server
 
@@ -138,11 +139,12 @@ def carry_out(name: str, spec: plan.RunSpec, runs_dir: Path) -> list[Part]:
 
 def _on_other_labels(spec: plan.RunSpec) -> plan.RunSpec:
     """Return the run on the archive that `write_images` wrote beside the spec's own."""
-    data = Path(spec.dataset.partition(":")[2])
-    facts = spec.spec["data"] | {"name": RELABELLED}  # or it would find the arrays of the other
-    return dataclasses.replace(
-        spec, dataset=f"npz:{data.with_name(RELABELLED)}", spec=spec.spec | {"data": facts}
-    )
+    from bench import data
+
+    name = f"npz:{Path(spec.dataset.partition(':')[2]).with_name(RELABELLED)}"
+    sha256 = data.load(name, image_size=spec.spec["image_size"], test=False).sha256
+    facts = spec.spec["data"] | {"name": RELABELLED, "sha256": sha256}  # its own arrays, and whole
+    return dataclasses.replace(spec, dataset=name, spec=spec.spec | {"data": facts})
 
 
 def _train(folder: Path, records: int) -> Part:
@@ -184,6 +186,8 @@ def _work(folder: str, send: Connection) -> None:
     orders = worker.read_orders(place)
     try:
         watch = worker.train(place, orders, stop)
+    except UserError as error:
+        watch = worker.Watch("failed", str(error))
     finally:
         confine.kill_all(os.getpid())
     part = {"status": watch.status, "reason": watch.reason}
