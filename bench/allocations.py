@@ -248,6 +248,12 @@ class Tracer(Trainer):
                 moved = [self._moves[id(optimizer)] for optimizer in self._optimizers.values()]
                 if number >= STEPS and all(moves >= STEPS for moves in moved):
                     break
+            still = [n for n, o in self._optimizers.items() if not self._moves[id(o)]]
+            if still and end == self.steps:
+                raise UserError(
+                    f"{', '.join(still)} took no step in {MOST_STEPS} batches, and would be in "
+                    "neither memory nor FLOPs; take settings by which all networks move sooner"
+                )
             share = (end - self._stage[0]) / self.steps
             per_step = (self.log_.flops - counted) / number
             self._flops.append((share, per_step * self.world / self.batch_size))

@@ -40,7 +40,9 @@ class Rate:
 def rates(
     wanted: Mapping[str, Training], *, device: str, folder: Path
 ) -> tuple[dict[str, Rate], bool]:
-    """Return each method's speed, and whether any was measured now; all are, or none.
+    """Return each method's speed, and whether any was measured now.
+
+    If one has to be, all are: speeds are compared in turns. One that was known stays as it was.
 
     Args:
         wanted: by method, with the precision and threads of their specs.
@@ -59,9 +61,10 @@ def rates(
     if all(key in known for key in keys.values()):
         return {name: known[key] for name, key in keys.items()}, False
     found = _measure(wanted, device, place)
-    known |= {keys[name]: rate for name, rate in found.items()}
+    known = kept.read(folder / FILE, Rate, positive="images_per_second")  # others' meanwhile, too
+    known = {keys[name]: rate for name, rate in found.items()} | known
     kept.write(folder / FILE, known)
-    return found, True
+    return {name: known[key] for name, key in keys.items()}, True
 
 
 def _measure(wanted: Mapping[str, Training], device: str, place: Place) -> dict[str, Rate]:
@@ -73,6 +76,8 @@ def _measure(wanted: Mapping[str, Training], device: str, place: Place) -> dict[
             name,
             _spec(training, device),
             Code(plugin_sha256=training.code, engine=ENGINE),
+            channels=1 if training.gray else 3,
+            stored_side=_stored_side(training),
         )
         for name, training in wanted.items()
     ]
@@ -82,6 +87,11 @@ def _measure(wanted: Mapping[str, Training], device: str, place: Place) -> dict[
             raise UserError(
                 f"{cell.spec.method} has no steps for a budget of device-seconds: {cost.status}: "
                 f"{cost.reason}"
+            )
+        if cost.notes:
+            raise UserError(
+                f"{cell.spec.method} {cost.notes[0]}; it has no steps for a budget of "
+                "device-seconds. Leave it out, or take a budget of flops or images"
             )
         mode = cost.modes["pipeline"]
         found[cell.spec.method] = Rate(
@@ -102,13 +112,23 @@ def _spec(training: Training, device: str) -> Spec:
         device=device,  # type: ignore[arg-type]
         **{key: spec[key] for key in ("method", "config", "backbone", "image_size", "batch_size")},
         **{key: spec[key] for key in ("precision", "threads")},
+        chunk=spec.get("chunk"),
+        checkpointing=bool(spec.get("checkpointing")),
+        compile=bool(spec.get("compile")),
     )
 
 
 def _key(training: Training, device: str, place: Place) -> str:
     spec, machine = training.spec, place.machine
-    named = {name: spec[name] for name in (*COUNTED, "precision", "threads") if name in spec}
+    more = ("precision", "threads", "compile")
+    named = {name: spec[name] for name in (*COUNTED, *more) if name in spec}
+    named |= {"gray": training.gray, "stored": _stored_side(training)}
     where = [device, machine.device, machine.processor, machine.cores, machine.torch, machine.timm]
-    return digest({"training": named, "images": training.images, "where": where, "as": SETTINGS})[
-        :12
-    ]
+    code = [training.code, ENGINE]
+    said = {"training": named, "images": training.images, "where": where, "code": code}
+    return digest(said | {"as": SETTINGS})[:12]
+
+
+def _stored_side(training: Training) -> int:
+    """Return the side of the images that views crop from."""
+    return int(training.spec["data"].get("store_size") or training.spec["image_size"])

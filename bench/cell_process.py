@@ -33,6 +33,7 @@ class CellProcess:
         stall: seconds that a window may take.
         limit: bytes of memory that the process may hold; more ends it.
         uuid: of the card, "" on a CPU.
+        stored: channels and side of the images that views crop from; None: as the spec has them.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CellProcess:
         stall: float,
         limit: float,
         uuid: str = "",
+        stored: tuple[int, int] | None = None,
     ) -> None:
         self.stall, self.limit, self.uuid = stall, limit, uuid
         self.allocated = dict.fromkeys(timing.MODES, 0)
@@ -52,6 +54,7 @@ class CellProcess:
         self.rss = 0
         self.busy: list[float] = []
         orders = {"plugin": plugin, "spec": dict(spec), "settings": dict(settings)}
+        orders["stored"] = stored or (3, spec["image_size"])
         (folder / "cell.json").write_text(json.dumps(orders))
         ours, its = socket.socketpair()
         with its, (folder / "log").open("wb") as log:

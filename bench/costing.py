@@ -279,6 +279,10 @@ class _Work:
             return None
         versions = [(m.torch, m.timm, m.python) for m in (cost.machine, machine)]
         same = cost.protocol.hash == self.protocol.hash and cost.code == cell.code
+        if at and cost.machine.cores != machine.cores:
+            return None  # virtual machines of several sizes have processors of one name
+        if cost.status == "out_of_memory" and cell.spec.device == "cpu":
+            return None  # of what was free then
         return cost if cost.status in costs.KEPT and same and versions[0] == versions[1] else None
 
     def _estimated(self, cell: Cell, found: Estimated) -> Cost:

@@ -21,7 +21,19 @@ _CPU_ATTENTION = {  # torch's registry lacks what its attention is on a CPU
         flop_registry[_ATEN._scaled_dot_product_flash_attention_backward]
     ),
 }
-_KNOWN = {**flop_registry, **_CPU_ATTENTION}
+
+
+def _convolution_backward(*args: Any, out_val: Any, **_: Any) -> int:
+    """As torch's formula has it, but for the weight's gradient in groups: torch counts it as that
+    of a convolution without, as many times as there are groups."""
+    groups, (of_input, of_weight, _bias) = args[9], args[10]
+    base = flop_registry[_ATEN.convolution_backward]
+    whole = base(*args[:10], [False, of_weight, False], out_val=out_val)
+    return base(*args[:10], [of_input, False, False], out_val=out_val) + whole // groups
+
+
+_OURS = {**_CPU_ATTENTION, _ATEN.convolution_backward: _convolution_backward}
+_KNOWN = {**flop_registry, **_OURS}
 
 
 def of_call(func: Any, args: Any, kwargs: Any, outputs: Any) -> int:
@@ -33,7 +45,7 @@ def of_call(func: Any, args: Any, kwargs: Any, outputs: Any) -> int:
 def counter() -> FlopCounterMode:
     """Return a context that counts what runs inside; `get_total_flops()` says how much."""
     return FlopCounterMode(
-        display=False, custom_mapping={op: _raw(count) for op, count in _CPU_ATTENTION.items()}
+        display=False, custom_mapping={op: _raw(count) for op, count in _OURS.items()}
     )
 
 

@@ -28,7 +28,7 @@ class Finished(BaseException):
 
 
 class Stored:
-    """Images (N, 3, S, S) of which only some differ: image i is `base[i % len(base)]`.
+    """Images (N, C, S, S) of which only some differ: image i is `base[i % len(base)]`.
 
     Says to be as large as all N would be, so that the engine treats it as it would treat them.
     """
@@ -48,12 +48,13 @@ class Stored:
         return np.array(self.base, dtype=dtype)
 
 
-def stored(image_size: int, settings: dict[str, Any]) -> Stored:
+def stored(image_size: int, settings: dict[str, Any], *, channels: int = 3) -> Stored:
     """Return noise, uint8, `stored_mib` of it, as the `num_images` images of a data set."""
-    count = settings["stored_mib"] * 2**20 // (3 * image_size**2)
+    count = settings["stored_mib"] * 2**20 // (channels * image_size**2)
     count = max(1, min(count, settings["num_images"]))
     generator = np.random.Generator(np.random.PCG64(stream(0, "views", "stored")))
-    base = generator.integers(0, 256, (count, 3, image_size, image_size), dtype=np.uint8)
+    shape = (count, channels, image_size, image_size)
+    base = generator.integers(0, 256, shape, dtype=np.uint8)
     return Stored(base, settings["num_images"])
 
 

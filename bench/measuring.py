@@ -76,6 +76,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     from bench.identity import stream
 
     spec, settings = orders["spec"], orders["settings"]
+    channels, side = orders["stored"]
     heap.keep_freed_memory()
     torch.set_num_threads(spec["threads"])
     pretend_cards(spec["cards"])
@@ -93,7 +94,7 @@ def work(folder: Path, orders: dict[str, Any], ask: Any, tell: Any) -> None:
     if card.uses_labels:
         labels = np.arange(settings["num_images"]) % settings["num_classes"]
     engine = gauge.Gauge(
-        gauge.stored(spec["image_size"], settings),
+        gauge.stored(side, settings, channels=channels),
         labels,
         settings["num_classes"] if card.uses_labels else None,
         ask=ask,

@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
 
 class PassCounter:
     """Hooks the first layer with weights: a pass over B images of h x w counts B h w / (H W).
+
+    That is a convolution or product of matrices. What holds parameters of its own beside, as a
+    vision transformer's root holds positions, need not be called itself.
 
     The hook travels with deep copies, so a momentum encoder is counted too.
 
@@ -40,7 +45,8 @@ class PassCounter:
             tracked = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
             counts["with_grad" if tracked else "without_grad"] += images.shape[0] * share
 
-        layer = next((m for m in backbone.modules() if list(m.parameters(recurse=False))), backbone)
+        own = [m for m in backbone.modules() if list(m.parameters(recurse=False))]
+        layer = next((m for m in own if isinstance(m, LAYERS)), own[0] if own else backbone)
         hook = torch.compiler.disable(count) if traced else count
         self._handle = layer.register_forward_pre_hook(hook)
 

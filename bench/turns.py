@@ -22,12 +22,15 @@ SHARE_OF_MEMORY = 0.9  # of what is free, that a cell's process may hold
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell before it is measured."""
+    """A cell before it is measured; its images have so many channels, and this side if not the
+    spec's."""
 
     plugin: str
     title: str
     spec: Spec
     code: Code
+    channels: int = 3
+    stored_side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ def measure(
         for process in live.values():
             process.forget_load()
         seconds, lost_later = timing.take_turns(live, warmth, protocol.settings["windows"])
-        ended |= lost_later
+        for name, lost in lost_later.items():
+            if lost.status == "out_of_memory" and len(live) > 1:
+                live.pop(name).kill()
+                alone.append(of[name])
+            else:
+                ended[name] = lost
         others = _others(live)
         found = {}
         for name in seconds:
@@ -103,6 +111,7 @@ def _start(
         stall=stall,
         limit=free_bytes(),
         uuid=place.uuid,
+        stored=(cell.channels, cell.stored_side or cell.spec.image_size),
     )
     stack.callback(process.kill)
     return process

@@ -505,6 +505,29 @@ def test_cells_that_do_not_fit_beside_each_other_are_measured_alone(scripted):
     assert [cost.turns_with for cost in found.values()] == [[], []]
 
 
+def test_a_cell_that_runs_out_of_memory_in_its_windows_is_measured_alone(scripted, monkeypatch):
+    """Both fit while they warm up; then the second one's window does not."""
+    scripted(fits=2)
+    taken = turns.timing.take_turns
+
+    def lose_one(cells, warmth, rounds):
+        if len(cells) < 2:
+            return taken(cells, warmth, rounds)
+        first, second = cells
+        seconds, _ = taken({first: cells[first]}, warmth, rounds)
+        return seconds, {second: Lost("out_of_memory", "CUDA out of memory")}
+
+    monkeypatch.setattr(turns.timing, "take_turns", lose_one)
+    found = measure_two(turns.Place(H100, uuid="GPU-1"))
+    assert [cost.status for cost in found.values()] == ["done", "done"]
+    assert [cost.turns_with for cost in found.values()] == [[], []]
+
+
+def test_images_of_a_cell_may_be_gray_and_stored_larger():
+    images = gauge.stored(12, {"stored_mib": 1, "num_images": 50}, channels=1)
+    assert images.shape == (50, 1, 12, 12)
+
+
 def test_a_cell_that_does_not_fit_alone_is_out_of_memory(scripted):
     scripted(fits=0)
     found = measure_two(turns.Place(H100, uuid="GPU-1"))

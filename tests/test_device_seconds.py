@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,17 +30,20 @@ class Measured:
     """Stands for `turns.measure`: known speeds, and the calls that were made."""
 
     def __init__(self, **speeds: float) -> None:
-        self.speeds, self.calls = speeds, []
+        self.speeds, self.calls, self.notes = speeds, [], []
 
     def __call__(
         self, cells: Sequence[Cell], place: Place, protocol: Any, stall: float
     ) -> Iterator[tuple[Cell, Any]]:
         self.calls.append(([cell.spec.method for cell in cells], protocol.settings))
+        self.cells = list(cells)
         for cell in cells:
             speed = self.speeds.get(cell.spec.method)
             mode = speed and SimpleNamespace(images_per_second=speed, low=speed - 1, high=speed + 1)
             status = "done" if mode else "out_of_memory"
-            yield cell, SimpleNamespace(status=status, reason="no room", modes={"pipeline": mode})
+            found = SimpleNamespace(status=status, reason="no room", modes={"pipeline": mode})
+            found.notes = self.notes
+            yield cell, found
 
 
 @pytest.fixture
@@ -75,6 +79,52 @@ def test_another_step_is_measured_anew_and_beside_the_others(
     both = {"one": training("one", **change), "two": training("two")}
     calibration.rates(both, device="cpu", folder=tmp_path)
     assert measured.calls[1][0] == ["one", "two"]
+
+
+def test_what_is_timed_is_the_step_and_the_images_of_the_run(
+    measured: Measured, tmp_path: Path
+) -> None:
+    plain = training("one")
+    saving = {"chunk": 64, "checkpointing": True, "compile": True}
+    larger = {"data": plain.spec["data"] | {"store_size": 48}}
+    gray = dataclasses.replace(plain, gray=True)
+    for number, each in enumerate(
+        (plain, training("one", **saving), training("one", **larger), gray)
+    ):
+        calibration.rates({"one": each}, device="cpu", folder=tmp_path)
+        assert len(measured.calls) == number + 1
+        (cell,) = measured.cells
+        way = (cell.spec.chunk, cell.spec.checkpointing, cell.spec.compile)
+        assert way == ((64, True, True) if number == 1 else (None, False, False))
+        assert cell.stored_side == (48 if number == 2 else 32)
+        assert cell.channels == (1 if number == 3 else 3)
+
+
+def test_edited_code_is_timed_anew(measured: Measured, tmp_path: Path) -> None:
+    calibration.rates({"one": training("one")}, device="cpu", folder=tmp_path)
+    edited = dataclasses.replace(training("one"), code="other")
+    calibration.rates({"one": edited}, device="cpu", folder=tmp_path)
+    assert len(measured.calls) == 2
+
+
+def test_a_speed_that_was_known_stays_when_a_method_joins(
+    measured: Measured, tmp_path: Path
+) -> None:
+    """The steps of finished runs hang on it."""
+    first, _ = calibration.rates({"one": training("one")}, device="cpu", folder=tmp_path)
+    measured.speeds = {"one": 101.0, "two": 50.0}
+    both = {name: training(name) for name in ("one", "two")}
+    found, fresh = calibration.rates(both, device="cpu", folder=tmp_path)
+    assert fresh
+    assert found["one"] == first["one"]
+    assert found["two"].images_per_second == 50.0
+    assert calibration.rates(both, device="cpu", folder=tmp_path) == (found, False)
+
+
+def test_stages_of_which_one_was_timed_give_no_steps(measured: Measured, tmp_path: Path) -> None:
+    measured.notes = ["trains in stages; its last one was measured"]
+    with pytest.raises(UserError, match="one trains in stages; its last one was measured; it has"):
+        calibration.rates({"one": training("one")}, device="cpu", folder=tmp_path)
 
 
 def test_another_machine_is_measured_anew(
