@@ -19,7 +19,7 @@ import pluggy
 
 from bench import hookspecs
 from bench.errors import UnknownName, UserError
-from bench.identity import digest, file_sha256
+from bench.sources import source_sha256
 
 GROUP = "bench"
 RAW_PIXELS = "raw_pixels"  # the harness's own floor, which is no plugin
@@ -144,14 +144,6 @@ def source_file(module: str) -> Path | None:
             if candidate.is_file():
                 return candidate
     return None
-
-
-def source_sha256(file: Path) -> str:
-    """Return the sha256 of a plugin's source; of all its Python files where it is a package."""
-    if file.name != "__init__.py":
-        return file_sha256(file)
-    sources = sorted(file.parent.rglob("*.py"))
-    return digest({path.relative_to(file.parent).as_posix(): file_sha256(path) for path in sources})
 
 
 def summary(file: Path | None) -> tuple[str, str]:

@@ -44,6 +44,7 @@ class Options:
             ends as "timeout".
         force: run again what is finished. stale: run again what other code produced, and judge
             again what an older version of one of `protocols` (id -> hash) judged.
+        needed: hashes of protocols without which a finished run does not do, and is judged again.
         observers: plugins whose `run_finished` sees each run that ends.
         results_dir: where results go; None: into the working folder.
         leaderboards_dir: where the ledger of test reads lies.
@@ -67,6 +68,7 @@ class Options:
     leaderboards_dir: Path = field(default_factory=ledger.usual_folder)
     observers: tuple[str, ...] = ()
     protocols: Mapping[str, str] = field(default_factory=dict)
+    needed: frozenset[str] = frozenset()
 
     @property
     def results(self) -> Path:
@@ -198,6 +200,8 @@ def kept_result(spec: RunSpec, options: Options) -> Result | None:
     except UserError:
         return None
     if options.stale and (is_stale(kept, spec) or outdated(kept, options.protocols)):
+        return None
+    if kept.status == "done" and not options.needed <= set(kept.evaluations):
         return None
     return kept if kept.status in results.TERMINAL else None
 

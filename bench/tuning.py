@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bench.track import Track
 
 FIRST_SEED = 1000  # of trial 0; a track's own seeds are small
+ATTEMPTS = 2  # of a trial that fails
 DIGITS = 4  # significant digits of a value that is drawn
 
 
@@ -280,15 +281,26 @@ def write_recipes(session: Session, options: Options, leaderboards_dir: Path) ->
         UserError: none of a method's trials has a score.
     """
     from bench.results import TERMINAL, read
-    from bench.runner import result_path
+    from bench.runner import is_stale, result_path
 
     said = []
     for name, specs in session.specs.items():
         paths = [result_path(spec, options) for spec in specs]
         found = [read(path) for path in paths if path.exists()]
-        if len(found) < len(specs) or any(result.status not in TERMINAL for result in found):
-            done = sum(result.status in TERMINAL for result in found)
-            said.append(f"{name}: {done} of {len(specs)} trials finished; run the command again")
+        # One that failed twice has no score; it would fail for ever.
+        done = [r for r in found if r.status in TERMINAL or r.attempts >= ATTEMPTS]
+        if len(done) < len(specs):
+            said.append(
+                f"{name}: {len(done)} of {len(specs)} trials finished; run the command again"
+            )
+            said += [f"{r.run_id} {r.status}: {r.reason}" for r in found if r not in done]
+            continue
+        other = sum(map(is_stale, found, specs))
+        if other:
+            said.append(
+                f"{name}: other code than today's ran {other} of {len(specs)} trials, and no recipe "
+                "is of both; --stale runs them again"
+            )
             continue
         recipe = conclude(session.track, session.methods[name], specs, found, session.protocol)
         folder = leaderboards_dir / recipes.FOLDER

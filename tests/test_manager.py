@@ -11,6 +11,7 @@ import pytest
 
 from bench import manager
 from bench.errors import UnknownName, UserError
+from bench.identity import file_sha256
 
 MINIMAL = '''"""Mine: a method that returns what it is given.
 
@@ -381,6 +382,56 @@ def test_the_source_of_a_nested_module_is_found_without_importing_its_package(si
     assert manager.source_file("host_test_package.inner") == package / "inner" / "__init__.py"
     assert manager.source_file("host_test_package.nothing") is None
     assert manager.source_file("host_test_nowhere.method") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from . import common",
+        "from .common import loss",
+        "import host_family.common",
+        "from host_family import common",
+        "from host_family.common import loss",
+        "def late():\n    from .common import loss",
+        "from .deep.other import thing",  # which imports it
+    ],
+)
+def test_the_hash_of_a_plugin_changes_with_what_it_imports_of_its_package(site, line):
+    package = site / "host_family"
+    (package / "deep").mkdir(parents=True)
+    for folder in (package, package / "deep"):
+        (folder / "__init__.py").write_text("")
+    (package / "deep" / "other.py").write_text("from ..common import loss as thing\n")
+    (package / "common.py").write_text("loss = 1\n")
+    (package / "unused.py").write_text("a = 1\n")
+    plugin = package / "a.py"
+    plugin.write_text(f"{MINIMAL}\n\n{line}\n")
+    before = manager.source_sha256(plugin)
+    (package / "unused.py").write_text("a = 2\n")
+    (package / "__init__.py").write_text("# shared by all\n")
+    assert manager.source_sha256(plugin) == before
+    (package / "common.py").write_text("loss = 2\n")
+    assert manager.source_sha256(plugin) != before
+
+
+def test_the_hash_of_a_plugin_that_imports_nothing_of_its_package_is_the_files(site):
+    package = site / "host_plain"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text(MINIMAL)
+    assert manager.source_sha256(package / "a.py") == file_sha256(package / "a.py")
+
+
+def test_what_a_package_imports_from_around_it_counts(site):
+    family = site / "host_around"
+    (family / "method").mkdir(parents=True)
+    (family / "__init__.py").write_text("")
+    init = family / "method" / "__init__.py"
+    init.write_text(f"{MINIMAL}\nfrom ..common import a\n")
+    (family / "common.py").write_text("a = 1\n")
+    before = manager.source_sha256(init)
+    (family / "common.py").write_text("a = 2\n")
+    assert manager.source_sha256(init) != before
 
 
 def test_the_hash_of_a_package_changes_with_any_of_its_files(site):

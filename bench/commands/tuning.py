@@ -73,6 +73,7 @@ def tune(
         on_bad_image=on_bad_image,
         results_dir=tuning.trials_folder(runs_dir),
         leaderboards_dir=leaderboards_dir,
+        needed=frozenset({session.protocol["hash"]}),
     )
     # Trial by trial over all methods, so that a tuning that is stopped is as far with each.
     runs = [spec for turn in zip(*session.specs.values(), strict=True) for spec in turn]
