@@ -290,17 +290,14 @@ def write_recipes(session: Session, options: Options, leaderboards_dir: Path) ->
         # One that failed twice has no score; it would fail for ever.
         done = [r for r in found if r.status in TERMINAL or r.attempts >= ATTEMPTS]
         if len(done) < len(specs):
-            said.append(
-                f"{name}: {len(done)} of {len(specs)} trials finished; run the command again"
-            )
+            count = f"{len(done)} of {len(specs)} trials"
+            said.append(f"{name}: {count} finished; run the command again")
             said += [f"{r.run_id} {r.status}: {r.reason}" for r in found if r not in done]
             continue
         other = sum(map(is_stale, found, specs))
         if other:
-            said.append(
-                f"{name}: other code than today's ran {other} of {len(specs)} trials, and no recipe "
-                "is of both; --stale runs them again"
-            )
+            count = f"{other} of {len(specs)} trials"
+            said.append(f"{name}: other code than today's ran {count}; --stale runs them again")
             continue
         recipe = conclude(session.track, session.methods[name], specs, found, session.protocol)
         folder = leaderboards_dir / recipes.FOLDER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from bench import beside, cli, data, recipes, results, session, tuning
 from bench.errors import UserError
+from bench.runner import Options, kept_result, result_path
 from bench.track import load_track
 
 TRACK = """
@@ -220,6 +222,53 @@ def test_a_recipe_is_found_where_the_data_lie_elsewhere_and_is_of_their_content(
     changed = session.prepare("rotnet", track=str(elsewhere), **given).specs[-1]
     assert changed.row["tuning"] == "0"
     assert changed.row["notes"] == ["its tuned recipe was not used: the track has changed since"]
+
+
+@pytest.fixture
+def copied(tuned, tmp_path):
+    """What a trial's result was, its changing in a copy with what tuning then says, the boards."""
+    folder, track, _ = tuned
+    given = tuning.prepare(["rotnet"], track=str(track), runs_dir=folder / "runs")
+    shutil.copytree(tuning.trials_folder(folder / "runs"), tmp_path / "tuning")
+    options = Options(folder / "runs", results_dir=tmp_path / "tuning")
+    path = result_path(given.specs["rotnet"][1], options)
+
+    def change(**changes):
+        results.write(path, results.read(path).model_copy(update=changes))
+        return tuning.write_recipes(given, options, tmp_path / "boards")
+
+    return results.read(path), change, tmp_path / "boards"
+
+
+def test_no_recipe_is_made_of_trials_of_two_codes(copied):
+    trial, change, boards = copied
+    older = trial.code.model_copy(update={"plugin_sha256": "0" * 64})
+    (line,) = change(code=older)
+    assert line == "rotnet: other code than today's ran 1 of 3 trials; --stale runs them again"
+    assert not boards.exists()
+    (line,) = change(code=trial.code)
+    assert "-> " in line
+
+
+def test_a_trial_that_fails_twice_has_no_score_and_blocks_no_recipe(copied):
+    _, change, boards = copied
+    broken = {"status": "out_of_memory", "reason": "used 9 GiB", "evaluations": {}}
+    count, why = change(**broken, attempts=1)
+    assert count == "rotnet: 2 of 3 trials finished; run the command again"
+    assert "out_of_memory: used 9 GiB" in why
+    assert not boards.exists()
+    change(**broken, attempts=2)
+    (file,) = boards.rglob("rotnet.toml")
+    assert [trial.score is None for trial in recipes.read(file).trials] == [False, True, False]
+
+
+def test_a_trial_that_another_protocol_judged_is_judged_again(tuned):
+    folder, track, _ = tuned
+    given = tuning.prepare(["rotnet"], track=str(track), runs_dir=folder / "runs")
+    place = tuning.trials_folder(folder / "runs")
+    for needed, kept in (({given.protocol["hash"]}, True), ({"0" * 12}, False)):
+        options = Options(folder / "runs", results_dir=place, needed=frozenset(needed))
+        assert (kept_result(given.specs["rotnet"][1], options) is not None) == kept
 
 
 def test_a_second_tuning_runs_nothing_again(tuned, capsys):
