@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -148,7 +147,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     cost = {
         "train_seconds": trainer.meter.seconds,
         "images_per_second": _median(trainer.meter.windows),
-        "peak_memory_gib": _peak_memory_gib(torch, device),
+        "peak_memory_gib": trainer.meter.peak_gib,
         "parameters": sum(p.numel() for p in trained.parameters()),
         **passes,
     }
@@ -298,12 +297,6 @@ def _median(values: list[float]) -> float:
     import statistics
 
     return statistics.median(values) if values else 0.0
-
-
-def _peak_memory_gib(torch: Any, device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _save(folder: Path, model: Any) -> dict[str, Any]:

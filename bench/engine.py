@@ -127,7 +127,7 @@ class Trainer:
         self._order: tuple[int, np.ndarray] | None = None
         defer = self.device.type == "cuda" if defer_finite_check is None else defer_finite_check
         self._finite = FiniteCheck(self.device, world, defer=defer)
-        self.meter = Meter(folder, steps, batch_size, write=rank == 0)
+        self.meter = Meter(folder, steps, batch_size, write=rank == 0, device=str(device))
         self._saved_at = 0.0
         self._restored = self._restore()
 

@@ -60,9 +60,7 @@ def find(run: str, runs_dir: Path) -> Finished:
     else:
         folder = given if (given / "run.json").is_file() else runs_dir / given.name
         orders = worker.read_orders(folder)
-        path = Path(orders["results"]) / f"{folder.resolve().name}.json"
-        if not path.exists():
-            raise UserError(f"{folder.name} has no result yet; `bench run` finishes it")
+        path = results.path_of_run(orders, folder.resolve().name, runs_dir)
     result = results.read(path)
     if result.status != "done":
         reason = f": {result.reason}" if result.reason else ""

@@ -33,17 +33,18 @@ def evaluate_run(
     Raises:
         UserError: no such run, or its backbone is not the one that the result records.
     """
+    import torch
+
     from bench import data, evaluations, features, integrity, judge, ledger, noisy, results, worker
 
     evaluations.refuse_without_method(names)
-    folder = Path(run)
+    folder = given = Path(run)
     if not (folder / "run.json").is_file():
         folder = runs_dir / folder.name.removesuffix(".json")
     orders = worker.read_orders(folder)
-    path = Path(orders["results"]) / f"{folder.name}.json"
-    if not path.exists():
-        raise UserError(f"{folder.name} has no result yet; `bench run` finishes it")
+    path = given if given.is_file() else results.path_of_run(orders, folder.name, runs_dir)
     kept, spec = results.read(path), orders["spec"]
+    torch.set_num_threads(spec["threads"])
     if orders["plugin"] is None or kept.status != "done":
         raise UserError(f"{folder.name} is {kept.status} and has no backbone; nothing to evaluate")
     dataset, split = data.of_spec(
@@ -129,11 +130,14 @@ def evaluate_checkpoint(
     Raises:
         UserError: the file is no checkpoint, or does not fit the backbone.
     """
+    import torch
+
     from bench import ENGINE, data, evaluations, features, judge, ledger, results
     from bench.backbones import build
     from bench.track import data_name
 
     begun = time.monotonic()
+    torch.set_num_threads(THREADS)
     evaluations.refuse_without_method(names)
     backbone = build(backbone_spec, image_size)
     notes = load_external(backbone, weights)
@@ -210,11 +214,22 @@ def evaluate_checkpoint(
         "cost": {"wall_seconds": time.monotonic() - begun},
         "machine": judge.machine({"device": "cpu", "spec": spec}),
         "data": judge.data_facts(dataset, split, True),
-        "evaluations": entries,
+        "evaluations": _earlier(path, spec) | entries,
     }
     result = results.Result.model_validate(document)
     results.write(path, result)
     return results.read(path), notes
+
+
+def _earlier(path: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return what the same checkpoint was judged by before, by protocol hash."""
+    from bench import results
+
+    try:
+        kept = results.read(path)
+    except UserError:
+        return {}
+    return kept.document()["evaluations"] if kept.spec == spec else {}
 
 
 def load_external(backbone: nn.Module, path: Path) -> list[str]:

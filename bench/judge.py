@@ -11,13 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import UserError
 from bench.meters import read_metrics
 
 if TYPE_CHECKING:
     from bench.data import Dataset, Split
     from bench.evaluations import Evaluation, Protocol, Subject
+    from bench.results import Result
     from bench.sampling import Samples
     from bench.worker import Watch
+
+BACKBONE = "backbone.safetensors"
 
 
 def conclude(
@@ -53,7 +57,25 @@ def conclude(
         "losses": losses(folder),
         "evaluations": entries,
     }
-    results.write(target, results.Result.model_validate(document))
+    results.write(target, _with_earlier(results.Result.model_validate(document), target))
+    results.replaced(target).unlink(missing_ok=True)
+
+
+def _with_earlier(result: Result, target: Path) -> Result:
+    """Return the result with what `bench eval` had added to the one that it replaces: by protocols
+    that the run was not asked for, of the same backbone."""
+    from bench import results
+
+    try:
+        before = results.read(results.replaced(target))
+    except UserError:
+        return result
+    same = before.artifacts.get(BACKBONE) == result.artifacts.get(BACKBONE) is not None
+    if not same or result.status != "done" or before.code != result.code:
+        return result
+    asked = {entry.id for entry in result.evaluations.values()}
+    more = {key: e for key, e in before.evaluations.items() if e.id not in asked}
+    return result.model_copy(update={"evaluations": more | dict(result.evaluations)})
 
 
 def losses(folder: Path) -> dict[str, float | None]:

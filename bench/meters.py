@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import struct
 import time
 from pathlib import Path
@@ -54,10 +55,22 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, An
     return rows
 
 
+def peak_gib(device: str) -> float:
+    """Return the most memory that this process has held: of its card, else of the host."""
+    if not device.startswith("cuda"):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 class Meter:
     """Writes a run's records, and bills only the time between `start` and `stop`."""
 
-    def __init__(self, folder: Path, steps: int, batch_size: int, *, write: bool) -> None:
+    def __init__(
+        self, folder: Path, steps: int, batch_size: int, *, write: bool, device: str = "cpu"
+    ) -> None:
+        self.device, self.earlier_peak = device, 0.0
         self.folder, self.steps, self.batch_size, self.write = folder, steps, batch_size, write
         self.seconds = 0.0
         self.windows: list[float] = []
@@ -82,6 +95,7 @@ class Meter:
         self.passes.update(state.get("passes", {}))
         self.health = dict(state.get("health", {}))
         self.updates = state.get("updates", step)
+        self.earlier_peak = state.get("peak_gib", 0.0)
         self._window_start = (step, self.seconds)
         self._pending = dict(state.get("pending", {}))
         if "loss" in state:
@@ -102,8 +116,14 @@ class Meter:
             "windows": self.windows,
             "passes": dict(self.passes),
             "health": self.health,
+            "peak_gib": self.peak_gib,
             "updates": self.updates,
         }
+
+    @property
+    def peak_gib(self) -> float:
+        """The most memory that a process of this run has held, those before a resume too."""
+        return max(self.earlier_peak, peak_gib(self.device))
 
     def start(self) -> None:
         self._started = time.perf_counter()

@@ -198,13 +198,19 @@ def carry_out(
     spec: RunSpec, options: Options, *, say: Callable[[str], None], live: bool
 ) -> tuple[Result | None, int]:
     """Train and evaluate; return the new result, if the run ended, and the run's exit status."""
-    from bench import runner
+    from bench import runner, worker
     from bench.console import Console
 
     target = runner.result_path(spec, options)
     if (target.parent / TRACK_FILE).exists():
         raise UserError(
             f"{options.runs_dir} is the working folder of `bench run`; choose another --runs-dir"
+        )
+    folder = options.runs_dir / spec.run_id
+    here = str(target.parent.resolve())
+    if (folder / "run.json").exists() and worker.read_orders(folder)["results"] != here:
+        raise UserError(
+            f"{folder} is the run itself, as a board or a study made it; choose another --runs-dir"
         )
     # What an earlier reproduction finished is trained anew; what was interrupted goes on.
     options = replace(options, force=target.exists())

@@ -298,3 +298,36 @@ def spec_group(spec: Mapping[str, Any]) -> str:
     if isinstance(shared.get("data"), dict):  # the split follows the seed
         shared["data"] = {key: value for key, value in shared["data"].items() if key != "split"}
     return digest(shared)[:10]
+
+
+def path_of_run(orders: Mapping[str, Any], run_id: str, runs_dir: Path) -> Path:
+    """Return a finished run's result file: among one's boards, else where its last orders put it.
+
+    A run's folder is shared by boards, studies and `--dev`; the orders are of whoever came last.
+
+    Raises:
+        UserError: there is none, there are several, or it is one that never opened the test split.
+    """
+    named = Path(orders["results"]) / f"{run_id}.json"
+    found = sorted((runs_dir / "results").glob(f"*/{run_id}.json"))
+    if named.resolve() in [path.resolve() for path in found]:
+        return named
+    if len(found) > 1:
+        raise UserError(
+            f"{run_id} stands on several boards; name one of {', '.join(map(str, found))}"
+        )
+    if found:
+        return found[0]
+    if orders.get("dev"):
+        raise UserError(
+            f"{run_id} is a run of --dev or a trial, whose test split stays closed; `bench run` "
+            "without --dev makes its result"
+        )
+    if not named.exists():
+        raise UserError(f"{run_id} has no result yet; `bench run` finishes it")
+    return named
+
+
+def replaced(target: Path) -> Path:
+    """Return where a result lies while its run is made anew."""
+    return target.parent / ".replaced" / target.name

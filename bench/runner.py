@@ -241,6 +241,7 @@ def _start(spec: RunSpec, options: Options, jobs: int, context: Any) -> Active:
 
 def lay_out(spec: RunSpec, options: Options, jobs: int = 1) -> Path:
     """Write the run's folder with its orders and return it."""
+    from bench import results
     from bench.files import write_atomically
 
     folder = (options.runs_dir / spec.run_id).resolve()
@@ -249,7 +250,9 @@ def lay_out(spec: RunSpec, options: Options, jobs: int = 1) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = result_path(spec, options).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    if target.exists():  # what was added to it by hand is carried over if the backbone is the same
+        results.replaced(target).parent.mkdir(exist_ok=True)
+        target.replace(results.replaced(target))
     seen = [spec.spec["data"], spec.spec["image_size"]]
     orders = {
         "spec": spec.spec,

@@ -234,6 +234,21 @@ def test_a_resumed_line_of_metrics_is_over_the_steps_before_as_well(tmp_path: Pa
     assert [row["step"] for row in read_metrics(places[1], "health.jsonl")] == [2]
 
 
+def test_the_peak_of_memory_is_of_all_processes_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = iter([5.0, 1.0, 1.0, 7.0])
+    monkeypatch.setattr("bench.meters.peak_gib", lambda device: next(held))
+    meter = Meter(tmp_path, 4, 8, write=True)
+    state = meter.state()
+    again = Meter(tmp_path, 4, 8, write=True)
+    again.resume(state, 2)  # it draws samples, and takes no step
+    assert again.peak_gib == 5.0
+    later = Meter(tmp_path, 4, 8, write=True)
+    later.resume(again.state(), 2)
+    assert later.peak_gib == 7.0
+
+
 def test_settle_gives_the_statistics_of_clean_images(tmp_path: Path) -> None:
     engine = trainer(tmp_path)
     norm = nn.Sequential(nn.BatchNorm2d(3)).eval()

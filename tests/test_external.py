@@ -138,6 +138,24 @@ def test_external_row_says_that_its_data_are_unknown(tmp_path: Path) -> None:
     assert entry.metrics["top1"] == pytest.approx(100 * hits.mean())
 
 
+def test_what_a_checkpoint_was_judged_by_before_stays(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "theirs.safetensors")
+    seen = []
+    for name in ("knn", "linear_raw"):
+        result, _ = evaluate_checkpoint(
+            SPEC,
+            tmp_path / "theirs.safetensors",
+            "digits",
+            image_size=32,
+            names=[name],
+            runs_dir=tmp_path / "runs",
+            ledger_file=tmp_path / "ledger.jsonl",
+        )
+        seen.append({entry.id: entry.metrics for entry in result.evaluations.values()})
+    assert set(seen[1]) == {"knn", "linear_raw"}
+    assert seen[1]["knn"] == seen[0]["knn"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("generation", "judges samples"), ("calibration", "judges the data alone")]
 )

@@ -245,6 +245,19 @@ def test_the_folder_of_bench_run_is_left_alone(
     assert (place / "runs" / path.stem / "backbone.safetensors").stat().st_mtime_ns == kept
 
 
+def test_a_run_that_a_study_made_is_not_taken_for_its_reproduction(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its results lie elsewhere, so nothing else tells the folder from a new one."""
+    path = published(place, "rotnet")
+    shutil.copytree(place / "runs" / path.stem, tmp_path / path.stem)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / path.stem).iterdir()}
+    for _ in range(2):
+        status, said = reproduce(place, path, "--runs-dir", str(tmp_path), capsys=capsys)
+        assert (status, "is the run itself" in said) == (2, True)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / path.stem).iterdir()} == before
+
+
 def row_of(runs: list[Result], run: Result, tmp_path: Path) -> verdict.Row:
     folder = tmp_path / "clothes"
     for one in runs:

@@ -384,6 +384,56 @@ def test_a_method_that_is_shown_gray_images_has_its_plain_numbers_too(
         assert "rgb" not in plain.evaluations[key].chosen
 
 
+def test_what_was_added_to_a_result_survives_its_being_judged_again(
+    long_run: tuple[Path, RunSpec, str], tmp_path: Path
+) -> None:
+    """As after a new version of one of the track's protocols; other code's is not carried over."""
+    folder, spec, _ = long_run
+    shutil.copytree(folder / "whole", tmp_path / "runs")
+    options = runner.Options(tmp_path / "runs", leaderboards_dir=tmp_path / "runs")
+    path = runner.result_path(spec, options)
+    kept = results.read(path)
+    (knn,) = kept.evaluations.values()
+    added = knn.model_copy(update={"id": "linear_raw", "metrics": {"best_top1": 12.5}})
+    older = knn.model_copy(update={"version": 0})
+    more = {"a" * 12: added, "b" * 12: older} | dict(kept.evaluations)
+
+    for code, carried in ((kept.code, True), (kept.code.model_copy(update={"engine": 0}), False)):
+        results.write(path, kept.model_copy(update={"evaluations": more, "code": code}))
+        _, process = start(spec, tmp_path / "runs")
+        process.join()
+        again = results.read(path)
+        assert ("a" * 12 in again.evaluations) == carried
+        assert "b" * 12 not in again.evaluations
+        assert not results.replaced(path).exists()
+
+
+@pytest.mark.parametrize("boards", [("one",), ("one", "two"), ()])
+def test_more_is_evaluated_of_the_result_on_the_board(
+    long_run: tuple[Path, RunSpec, str], tmp_path: Path, boards: tuple[str, ...]
+) -> None:
+    """The last orders of a shared folder were of a run without the test split."""
+    folder, spec, _ = long_run
+    place = tmp_path / spec.run_id
+    shutil.copytree(folder / "whole" / spec.run_id, place)
+    whole = results.read(runner.result_path(spec, runner.Options(folder / "whole")))
+    for board in boards:
+        results.write(tmp_path / "results" / board / f"{spec.run_id}.json", whole)
+    orders = json.loads((place / "run.json").read_text())
+    orders |= {"dev": True, "results": str(tmp_path / "results-dev" / "one")}
+    results.write(tmp_path / "results-dev" / "one" / f"{spec.run_id}.json", whole)
+    (place / "run.json").write_text(json.dumps(orders))
+
+    if len(boards) == 1:
+        path = results.path_of_run(orders, spec.run_id, tmp_path)
+        assert path == tmp_path / "results" / "one" / f"{spec.run_id}.json"
+        return
+    said = "stands on several boards; name one of" if boards else "whose test split stays closed"
+    with pytest.raises(UserError, match=said):
+        evaluate_run(spec.run_id, ["linear_probe"], tmp_path, ledger_file=tmp_path / "ledger.jsonl")
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
 def test_unchanged_artifact_is_not_trained_again(long_run: tuple[Path, RunSpec, str]) -> None:
     folder, spec, _ = long_run
     place = folder / "whole" / spec.run_id
