@@ -189,7 +189,7 @@ def configuration(run: Result, recipe: Recipe, num_features: int) -> dict[str, A
             "run_id": run.run_id,
             "track": run.track,
             "spec": run.spec,
-            "input": run.row.input,
+            "input": modelcard.input_kind(run),
             "replaced_layers": recipe.layers,
             "weights_sha256": run.artifacts["backbone.safetensors"].sha256,
             "protocols": [

@@ -317,9 +317,11 @@ def exported(folder: Path, *, sha256: str = "") -> Extractor:
     network.eval().to(memory_format=torch.channels_last)
 
     def embed(images: Tensor) -> Tensor:
-        shown = torch.from_numpy(resize.square(images.numpy(), size))
-        shown = backbones.to_input(shown, kind)
-        return network(shown.contiguous(memory_format=torch.channels_last))
+        squares = torch.from_numpy(resize.square(images.numpy(), size))
+        draws = 1 if backbones.noise_step(kind) is None else backbones.NOISE_DRAWS
+        shown = (backbones.to_input(squares, kind, draw) for draw in range(draws))
+        found = [network(x.contiguous(memory_format=torch.channels_last)) for x in shown]
+        return found[0] if draws == 1 else torch.stack(found).mean(0)
 
     version = f"1: {size} px triangle, {kind}, {json.dumps(backbone, sort_keys=True)}"
     return Extractor(f"encoder-{recorded[:10]}", recorded, network.num_features, version, embed)

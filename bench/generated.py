@@ -46,6 +46,11 @@ def calibration_section(track: Mapping[str, Any], board: Board) -> list[str]:
         "can be, and what they notice. What is made of training images is found to be by its "
         "memorisation AUC."
     )
+    if any("train_half_fd_limit" in sets for sets in found):
+        said += (
+            " The limit in 1/N of other training images should be 0 but for chance: what it is "
+            "instead is how far such a line misses where sets have fewer images than features."
+        )
     return ["## Calibration", said, table(headers, lines, "l" + "r" * (len(headers) - 1))]
 
 

@@ -72,10 +72,15 @@ def _opening(run: Result, title: str, num_features: int) -> str:
     )
 
 
+def input_kind(run: Result) -> str:
+    """Return what a run's probes showed its backbone: of noisy images how noisy, as was chosen."""
+    shown = (e.chosen["input"] for e in run.evaluations.values() if "input" in e.chosen)
+    return next(shown, run.row.input)
+
+
 def _input(run: Result) -> str:
     size = run.spec["image_size"]
-    shown = (e.chosen["input"] for e in run.evaluations.values() if "input" in e.chosen)
-    kind = next(shown, run.row.input)  # how noisy, where that was chosen
+    kind = input_kind(run)
     turned = "" if kind == "rgb" else f", turned to `{kind}` by `bench.backbones.to_input`"
     return (
         f"Input: float32 (B, 3, {size}, {size}) in [-1, 1]{turned}. Gray images are repeated three "

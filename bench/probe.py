@@ -329,5 +329,7 @@ def _data(asked: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] |
         }
     facts, train = data.facts(dataset), [split["train"] for split in splits.values()]
     if train:
-        evaluations.refuse_sizes(asked["evaluations"], min(train), facts["sizes"].get("test", 0))
+        sizes = facts["sizes"]
+        others = sizes.get("test", 0), sizes.get("unlabeled", 0)
+        evaluations.refuse_sizes(asked["evaluations"], min(train), *others)
     return {"facts": facts, "splits": splits}

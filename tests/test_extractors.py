@@ -16,7 +16,7 @@ from test_export import exported as export_run
 from test_export import finished
 from torch import Tensor
 
-from bench import backbones, extractors
+from bench import backbones, extractors, features, results
 from bench.errors import UserError
 from bench.extractors import Extractor
 
@@ -275,6 +275,25 @@ def test_an_exported_encoder_gives_the_features_of_its_run(tmp_path: Path) -> No
     expected = backbone(backbones.to_input(torch.from_numpy(images)))
     assert torch.allclose(extractors.features(extractor, images), expected, atol=1e-5)
     assert extractors.features(extractor, pixels(4, size=48)).shape == (4, 8)
+
+
+@torch.no_grad()
+def test_an_exported_encoder_of_noisy_images_is_shown_noise_as_its_probes_did(
+    tmp_path: Path,
+) -> None:
+    run, backbone = finished(tmp_path, BACKBONE)
+    row = run.row.model_copy(update={"input": "noisy"})
+    entries = {
+        key: entry.model_copy(update={"chosen": dict(entry.chosen) | {"input": "noisy(25)"}})
+        for key, entry in run.evaluations.items()
+    }
+    assert entries
+    path = next((tmp_path / "runs" / "results").rglob(f"{run.run_id}.json"))
+    results.write(path, run.model_copy(update={"row": row, "evaluations": entries}))
+    extractor = extractors.exported(export_run(tmp_path, run))
+    images = pixels(4, size=32)
+    expected = features.embed(backbone, images, kind="noisy(25)")["last"]
+    assert torch.allclose(extractors.features(extractor, images), expected, atol=1e-5)
 
 
 def test_an_encoder_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:

@@ -256,9 +256,18 @@ def refuse_missing(names: Iterable[str], dataset: Dataset) -> None:
             raise UserError(_lacks(found, f"data set {dataset.name!r}"))
 
 
-def refuse_sizes(asked: dict[str, dict[str, Any]], train: int, test: int) -> None:
-    """Raise UserError if a protocol takes more images than its splits have; test is 0 if closed."""
+def refuse_sizes(
+    asked: dict[str, dict[str, Any]], train: int, test: int, unlabeled: int = 0
+) -> None:
+    """Raise UserError if a protocol takes more images than its splits have, or compares samples
+    with other images than methods without labels train on; test is 0 if closed."""
     for name, overrides in asked.items():
+        if unlabeled and protocol(name, overrides).needs == "samples":
+            raise UserError(
+                f"{name} compares samples with the labelled training images, and methods without "
+                f"labels would train on the {unlabeled} unlabeled ones; leave {name} out, or take "
+                "data without unlabeled images"
+            )
         if hasattr(module := _module(name), "refuse_sizes"):
             module.refuse_sizes(protocol(name, overrides).settings, train, test)
 

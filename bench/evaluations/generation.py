@@ -99,7 +99,7 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
     scores = {}
     if len(held):
         count = min(len(held), len(drawn))
-        near = seen(extractor, held[:count], subject)
+        near = seen(extractor, held[spread_rows(known_labels(subject), count, seed)], subject)
         scores["kid"] = KID_SCALE * kernel.distance(drawn[:count], near)
         scores["fd"] = frechet.distance(drawn[:count], near)
     metrics, stamps = measure(drawn, real, seed=seed)
@@ -150,7 +150,7 @@ def class_metrics(
     found = {"class_accuracy": named.top1, "class_accuracy_least": named.least}
     split = "test" if subject.test else "validation"
     known = getattr(subject.features, f"{split}_labels")
-    shown = scored_rows(known, seed)
+    shown = spread_rows(known, USUAL_IMAGES, seed)
     if absent := sorted(set(range(count)) - set(known[shown].tolist())):
         return found, [f"no classification accuracy score: no {split} image of class {absent[0]}"]
     score = classes.accuracy_score(
@@ -164,13 +164,18 @@ def class_metrics(
     return found | {"classification_accuracy_score": score.accuracy.top1}, []
 
 
-def scored_rows(labels: Tensor, seed: int) -> np.ndarray:
-    """Return which images the classification accuracy score is over, ascending: the first 2,000,
-    or where these lack a class, as in a folder sorted by class, 2,000 drawn by the seed."""
-    if len(labels[:USUAL_IMAGES].unique()) == len(labels.unique()):
-        return np.arange(min(USUAL_IMAGES, len(labels)))
+def spread_rows(labels: Tensor, count: int, seed: int) -> np.ndarray:
+    """Return which of some images stand for all, ascending: the first `count`, or where these lack
+    a class, as in a folder sorted by class, as many drawn by the seed."""
+    if len(labels[:count].unique()) == len(labels.unique()):
+        return np.arange(min(count, len(labels)))
     order = np.random.default_rng(stream(seed, "evaluate", ID, 5)).permutation(len(labels))
-    return np.sort(order[:USUAL_IMAGES])
+    return np.sort(order[:count])
+
+
+def known_labels(subject: Subject) -> Tensor:
+    """Return the validation images' labels, by which `spread_rows` sees how they are stored."""
+    return subject.features.validation_labels
 
 
 def measure(drawn: Tensor, real: Tensor, *, seed: int) -> tuple[dict[str, float], list[str]]:
@@ -214,7 +219,8 @@ def copies(
         test = subject.images("test")
         usual = test[np.sort(order.permutation(len(test))[:USUAL_IMAGES])]
     else:
-        held, usual = held[: len(held) // 2], held[len(held) // 2 :]
+        rows = spread_rows(known_labels(subject), len(held) // 2, seed)
+        held, usual = held[rows], np.delete(held, rows, axis=0)
     channels = train.shape[1]
     return memorisation.copies(
         coarse(drawn, channels).flatten(1),

@@ -102,7 +102,29 @@ def test_a_test_split_sorted_by_class_is_drawn_from(monkeypatch: pytest.MonkeyPa
     found = measured(subject(data=ordered), images, labels)
     assert found.metrics["classification_accuracy_score"] > 60
     mixed = torch.from_numpy(data().labels["test"])
-    assert generation.scored_rows(mixed, 0).tolist() == list(range(120))
+    assert generation.spread_rows(mixed, 120, 0).tolist() == list(range(120))
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_validation_images_sorted_by_class_are_drawn_from(test: bool) -> None:
+    """What generators are tuned by would else be the distance to one class, and copies of the
+    others would have no neighbour among those held out."""
+    ordered = data(train=480, validation=480)
+    order = np.argsort(ordered.labels["val"], kind="stable")
+    ordered.images["val"] = ordered.images["val"][order]
+    ordered.labels["val"] = ordered.labels["val"][order]
+    found = measured(subject(data=ordered, test=test), squares(120, 9)[0])
+    usual = measured(subject(data=data(train=480, validation=480), test=test), squares(120, 9)[0])
+    assert abs(found.validation["kid"] - usual.validation["kid"]) < 50
+    copied = found.chosen["copies"]
+    assert 35 < 100 * copied["auc"] < 65
+
+
+def test_data_with_unlabeled_images_are_refused() -> None:
+    asked = {"generation": {"extractor": "pixels"}}
+    with pytest.raises(UserError, match="would train on the 100 unlabeled ones; leave generation"):
+        evaluations.refuse_sizes(asked, 4000, 0, 100)
+    evaluations.refuse_sizes({"knn": {}}, 4000, 0, 100)
 
 
 def test_a_class_without_test_images_has_no_score_and_loses_nothing_else() -> None:
