@@ -140,8 +140,8 @@ def config_object(card: MethodCard, values: Mapping[str, Any]) -> Any:
     checked = {name: _check(types[name], values[name], name) for name in types}
     try:
         return type(card.defaults)(**checked)
-    except (TypeError, ValueError) as error:  # the class's own __post_init__
-        raise UserError(f"configuration {dict(values)}: {error}".replace("\n", " ")) from None
+    except Exception as error:  # whatever the class's own __post_init__ raises
+        raise UserError(f"configuration {dict(values)}: {_said(error)}") from None
 
 
 def sampling_object(card: MethodCard, overrides: Mapping[str, Any]) -> Any:
@@ -156,8 +156,13 @@ def sampling_object(card: MethodCard, overrides: Mapping[str, Any]) -> Any:
     given = {name: _check(types[name], v, name) for name, v in overrides.items() if name in types}
     try:
         return dataclasses.replace(card.sampling, **given)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"sampling {dict(overrides)}: {error}".replace("\n", " ")) from None
+    except Exception as error:
+        raise UserError(f"sampling {dict(overrides)}: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says in a line; its kind where it says nothing, as a bare assert."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def sampling_values(sampling: Any) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def read(file: Path) -> Record:
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise ValueError(f"expected an object of schema {SCHEMA}")
         if document.get("content_sha256") != content_sha256(document):
-            raise ValueError("altered since it was written; run the study again")
+            raise ValueError("altered since it was written; remove it and run the study again")
         record = Record.model_validate(document)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None

@@ -64,6 +64,10 @@ class Picky:
     def __post_init__(self) -> None:
         if self.a > 5:
             raise ValueError("a is\nat most 5")
+        if self.a == 0:
+            raise AssertionError  # a bare one; pytest would write its own text into an assert
+        if self.a == 3:
+            raise IndexError("list index out of range")
 
 
 def card(**changes: Any) -> MethodCard:
@@ -244,3 +248,7 @@ def test_what_the_class_itself_refuses_is_one_line():
     assert cards.config_from(picky, "small", {"a": "5"}) == {"a": 5}
     with pytest.raises(UserError, match="a is at most 5"):
         cards.config_from(picky, "small", {"a": "6"})
+    with pytest.raises(UserError, match="AssertionError"):
+        cards.config_from(picky, "small", {"a": "0"})
+    with pytest.raises(UserError, match="index out of range"):
+        cards.config_from(picky, "small", {"a": "3"})
