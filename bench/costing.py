@@ -229,6 +229,8 @@ class _Work:
             kept = None if self.request.force else self._kept(cell)
             if kept is None:
                 wanted.append(cell)
+            elif self._is_of_another_card(kept):
+                yield self._write(cell, kept)  # the largest batch is another card's
             else:
                 self.say(f"{cost_page.line(kept)} (kept)")
                 yield kept
@@ -245,6 +247,10 @@ class _Work:
                 measured.append(cell)
         for cell, cost in measure(measured, self.place, self.protocol, self.request.stall):
             yield self._write(cell, cost)
+
+    def _is_of_another_card(self, cost: Cost) -> bool:
+        card = self.place.card_bytes
+        return card not in (None, cost.memory.card) and cost.status != "unsupported"
 
     def _is_too_large(self, cell: Cell, found: Estimated) -> bool:
         """Return whether not to try; what a compiled step holds is known of none but itself."""

@@ -602,6 +602,25 @@ def test_ctrl_c_leaves_finished_cells_and_a_second_call_goes_on(tmp_path, descri
     assert [len(cells) for cells in begun[4:]] == [2, 2]
 
 
+def test_a_kept_row_has_the_largest_batch_of_the_card_that_is_asked_for(
+    tmp_path, described, monkeypatch
+):
+    """A step takes 1 GiB and 0.5 GiB per image."""
+
+    def estimate(plugin, spec, per_card):
+        return Estimated({"parameters": 2**30, "activations": per_card * 2**29}, 3e9)
+
+    monkeypatch.setattr(costing, "estimator", lambda: contextlib.nullcontext(estimate))
+    wanted = request(tmp_path, plugins=("simclr",), batch_sizes=(8,), cards=1, estimate=True)
+    largest = []
+    for gib in (10, 20, 20):
+        said = []
+        card = replace(wanted, card_bytes=gib * 2**30)
+        (cost,), _ = costing.carry_out(card, said.append)
+        largest.append((cost.largest_batch, cost.memory.card // 2**30, "(kept)" in said[-1]))
+    assert largest == [(16, 10, False), (32, 20, False), (32, 20, True)]
+
+
 def test_what_other_code_or_another_protocol_measured_is_measured_anew(
     tmp_path, described, monkeypatch
 ):
