@@ -222,7 +222,8 @@ def _runs(cell: CellRecord, record: Record, folder: Path, *, broken: bool = Fals
     found, faults = [], []
     for seed in record.seeds:
         run_id = cell.runs.get(str(seed), "")
-        file = records.find_result(folder, cell.track, run_id) if run_id else None
+        needed = record.protocols.values()
+        file = records.find_result(folder, cell.track, run_id, needed) if run_id else None
         if file is None:
             faults.append(f"seed {seed} is missing")
             continue

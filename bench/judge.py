@@ -62,8 +62,8 @@ def conclude(
 
 
 def _with_earlier(result: Result, target: Path) -> Result:
-    """Return the result with what `bench eval` had added to the one that it replaces: by protocols
-    that the run was not asked for, of the same backbone."""
+    """Return the result with what the one that it replaces had more, of the same backbone and code:
+    by protocols that `bench eval` added, or with settings that another claim reads."""
     from bench import results
 
     try:
@@ -73,8 +73,8 @@ def _with_earlier(result: Result, target: Path) -> Result:
     same = before.artifacts.get(BACKBONE) == result.artifacts.get(BACKBONE) is not None
     if not same or result.status != "done" or before.code != result.code:
         return result
-    asked = {entry.id for entry in result.evaluations.values()}
-    more = {key: e for key, e in before.evaluations.items() if e.id not in asked}
+    versions = {entry.id: entry.version for entry in result.evaluations.values()}
+    more = {k: e for k, e in before.evaluations.items() if versions.get(e.id) in (None, e.version)}
     return result.model_copy(update={"evaluations": more | dict(result.evaluations)})
 
 

@@ -85,7 +85,7 @@ def _results(
             if kind == "trials":
                 file: Path | None = source / kind / cell.track / f"{run_id}.json"
             else:
-                file = records.find_result(source, cell.track, run_id)
+                file = records.find_result(source, cell.track, run_id, record.protocols.values())
             if file is None or not file.is_file():
                 raise UserError(f"nothing published: claim {claim.id}: {run_id} has no result")
             result = results.read(file)

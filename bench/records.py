@@ -6,6 +6,7 @@ worded after its results is found out: by its hash, or by the times.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench import results
 from bench.claim import Claim, parse_claim
 from bench.errors import UserError, first_fault
 from bench.results import content_sha256, write_text
@@ -105,9 +107,18 @@ def result_files(studies: Path, track: str, run_id: str) -> list[Path]:
     return [folder / track / f"{run_id}.json" for folder in folders]
 
 
-def find_result(studies: Path, track: str, run_id: str) -> Path | None:
-    """Return the file of a study's run, if there is one."""
-    return next((f for f in result_files(studies, track, run_id) if f.is_file()), None)
+def find_result(studies: Path, track: str, run_id: str, needed: Iterable[str] = ()) -> Path | None:
+    """Return the file of a study's run, if there is one: the first that has what is needed.
+
+    Args:
+        needed: hashes of protocols.
+    """
+    files = [f for f in result_files(studies, track, run_id) if f.is_file()]
+    wanted = set(needed)
+    if len(files) > 1 and wanted:
+        with contextlib.suppress(UserError):
+            files.sort(key=lambda file: not wanted <= set(results.read(file).evaluations))
+    return files[0] if files else None
 
 
 def now() -> str:

@@ -183,9 +183,11 @@ def _runs(work: Work, prepared: study.Prepared) -> tuple[int, dict[str, RunSpec]
     _register(work, list(plans.values()), update | {"cells": entries})
     needed = set(prepared.protocols.values())
     lacking = study.missing(plans.values(), work.options, needed)
-    for spec in plans.values():  # what will not do must not be found before what will
+    # What older code made must not be found before what will do. What only lacks protocols stays:
+    # another claim may read it, and what is made anew takes its numbers along.
+    for spec in plans.values():
         own, _ = records.result_files(work.folder, spec.track, spec.run_id)
-        if spec in lacking or not study.will_do(own, spec, needed):
+        if not study.will_do(own, spec, set()):
             own.unlink(missing_ok=True)
     options = replace(work.options, stale=True, results_dir=work.folder / "results")
     return max(status, _carry(work, lacking, options)), plans

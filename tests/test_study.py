@@ -549,3 +549,25 @@ def test_a_claim_on_tracks_of_equal_flops_gives_every_method_its_steps(
         steps[cell.name], tuned[cell.name] = spec.spec["budget"]["steps"], spec.row["tuning"]
     assert steps == {"simclr": 320, "moco_v2": 640}  # 4.1e12 / (128 images of 1e8 or 5e7)
     assert tuned == {"simclr": "8", "moco_v2": "8"}
+
+
+def test_a_run_of_two_places_is_the_one_that_has_what_is_needed(tmp_path):
+    """One that a study made may have other protocols than the board's, which would do."""
+    studies_ = tmp_path / "studies"
+    run, more = synthetic_results.board()[-1], "a" * 12
+    for folder, evaluations in (
+        (studies_ / "results", {more: run.evaluations[synthetic_results.KNN]}),
+        (tmp_path / "results", dict(run.evaluations)),
+    ):
+        path = folder / "clothes" / f"{run.run_id}.json"
+        results.write(path, run.model_copy(update={"evaluations": evaluations}))
+
+    own = studies_ / "results" / "clothes" / f"{run.run_id}.json"
+    theirs = tmp_path / "results" / "clothes" / f"{run.run_id}.json"
+    for needed, wanted in (
+        ((), own),
+        ((more,), own),
+        ((synthetic_results.KNN,), theirs),
+        ((synthetic_results.KNN, more), own),  # neither has both
+    ):
+        assert records.find_result(studies_, "clothes", run.run_id, needed) == wanted
