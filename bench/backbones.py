@@ -61,6 +61,9 @@ def _refuse_cut_images(model: nn.Module, name: str, image_size: int) -> None:
     sides = getattr(embed, "patch_size", None)
     if not isinstance(sides, tuple) or getattr(embed, "dynamic_img_pad", False):
         return
+    first = next((m for m in embed.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.stride != first.kernel_size:
+        return  # patches that overlap lose nothing
     if any(image_size % side for side in sides):
         fits = [side for side in range(1, image_size // 4 + 1) if image_size % side == 0]
         raise UserError(

@@ -33,7 +33,8 @@ class Waste:
 def waste(runs_dir: Path) -> Iterator[Waste]:
     """Yield what may go: nothing of runs that are worked on or that a checkpoint goes on from.
 
-    A run that draws samples keeps its newest checkpoint, for other samples start from it. Copies of
+    Each keeps its newest checkpoint: samples that a board or a claim asks for later start from it,
+    and a backbone whose file was changed is made again from it. Copies of
     the training images, and features of images, are laid out again when a run asks for them; they
     stay while any run is worked on.
     """
@@ -45,12 +46,11 @@ def waste(runs_dir: Path) -> Iterator[Waste]:
         if is_leased(folder):
             busy = True
             continue
-        outcome = _outcome(folder)
-        if outcome is None:
+        if not _is_done(folder):
             continue
         names = sorted(p.name for p in folder.glob("checkpoint-*.pt"))
         names = [name for name in names if CHECKPOINT.fullmatch(name)]
-        for name in names[:-1] if outcome.get("considered") else names:
+        for name in names[:-1]:
             yield Waste(folder / name, "checkpoints of finished runs")
         if (folder / "tmp").is_dir():
             yield Waste(folder / "tmp", "temporary files")
@@ -58,14 +58,13 @@ def waste(runs_dir: Path) -> Iterator[Waste]:
         yield Waste(place, "copies of images and features")
 
 
-def _outcome(folder: Path) -> dict | None:
-    """Return what a finished training left, or None."""
+def _is_done(folder: Path) -> bool:
+    """Return whether a training ended well, and its backbone is still there."""
     try:
         outcome = json.loads((folder / "outcome.json").read_text())["outcome"]
     except (OSError, ValueError, KeyError):
-        return None
-    whole = (folder / "backbone.safetensors").is_file()
-    return outcome if outcome.get("status") == "done" and whole else None
+        return False
+    return outcome.get("status") == "done" and (folder / "backbone.safetensors").is_file()
 
 
 def remove(waste: Waste) -> None:

@@ -60,7 +60,7 @@ def find(run: str, runs_dir: Path) -> Finished:
     else:
         folder = given if (given / "run.json").is_file() else runs_dir / given.name
         orders = worker.read_orders(folder)
-        path = results.path_of_run(orders, folder.resolve().name, runs_dir)
+        path = results.path_of_run(orders, folder.resolve().name, folder.resolve().parent)
     result = results.read(path)
     if result.status != "done":
         reason = f": {result.reason}" if result.reason else ""

@@ -42,11 +42,15 @@ def evaluate_run(
     if not (folder / "run.json").is_file():
         folder = runs_dir / folder.name.removesuffix(".json")
     orders = worker.read_orders(folder)
-    path = given if given.is_file() else results.path_of_run(orders, folder.name, runs_dir)
+    here = folder.resolve().parent
+    own = given.is_file() and given.resolve().is_relative_to(here)
+    path = given if own else results.path_of_run(orders, folder.resolve().name, here)
     kept, spec = results.read(path), orders["spec"]
     torch.set_num_threads(spec["threads"])
     if orders["plugin"] is None or kept.status != "done":
         raise UserError(f"{folder.name} is {kept.status} and has no backbone; nothing to evaluate")
+    if kept.evaluations and not any(entry.test_reads for entry in kept.evaluations.values()):
+        raise UserError(f"{path} is of --dev or a trial, whose test split stays closed")
     dataset, split = data.of_spec(
         orders["dataset"], spec, test=True, on_bad_image=orders["on_bad_image"]
     )

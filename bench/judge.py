@@ -58,7 +58,8 @@ def conclude(
         "evaluations": entries,
     }
     results.write(target, _with_earlier(results.Result.model_validate(document), target))
-    results.replaced(target).unlink(missing_ok=True)
+    if status == "done":
+        results.replaced(target).unlink(missing_ok=True)
 
 
 def _with_earlier(result: Result, target: Path) -> Result:

@@ -74,8 +74,9 @@ def _opening(run: Result, title: str, num_features: int) -> str:
 
 def input_kind(run: Result) -> str:
     """Return what a run's probes showed its backbone: of noisy images how noisy, as was chosen."""
-    shown = (e.chosen["input"] for e in run.evaluations.values() if "input" in e.chosen)
-    return next(shown, run.row.input)
+    told = [entry for entry in run.evaluations.values() if "input" in entry.chosen]
+    told.sort(key=lambda entry: bool(entry.settings.get("labels_per_class")))  # theirs is constant
+    return told[0].chosen["input"] if told else run.row.input
 
 
 def _input(run: Result) -> str:

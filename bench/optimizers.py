@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.errors import UnknownName
 
@@ -129,7 +130,7 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
         parts = values.split([g.numel() for g in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-    if idle:  # the others need not wait for the answer
+    if idle and not isinstance(shares, FakeTensor):  # the others need not wait for the answer
         for i, share in zip(idle, shares[idle].tolist(), strict=True):
             if share == 0:
                 parameters[i].grad = None

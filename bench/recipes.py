@@ -82,8 +82,7 @@ def training_sha256(track: Track) -> str:
     """Return the hash of what a track's trials depend on, besides the method: of data that a path
     names on their content, if `pin_data` filled it in, but no test image."""
     content = known(dataclasses.asdict(track))
-    if content["data"].get("test_sha256"):
-        content["data"] = content["data"] | {"test_sha256": None}
+    content["data"] = content["data"] | {"test_sha256": None}  # "" where tuning read none
     for field in dataclasses.fields(track):  # hashes are as if a younger key did not exist
         if field.default is not dataclasses.MISSING and content[field.name] == field.default:
             del content[field.name]

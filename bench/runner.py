@@ -206,6 +206,16 @@ def kept_result(spec: RunSpec, options: Options) -> Result | None:
     return kept if kept.status in results.TERMINAL else None
 
 
+def kept_done(path: Path) -> bool:
+    """Return whether a file holds the result of a run that ended well."""
+    from bench import results
+
+    try:
+        return results.read(path).status == "done"
+    except UserError:
+        return False
+
+
 def _refuse_leased(specs: list[RunSpec], options: Options) -> None:
     from bench import worker
 
@@ -251,8 +261,12 @@ def lay_out(spec: RunSpec, options: Options, jobs: int = 1) -> Path:
     target = result_path(spec, options).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # what was added to it by hand is carried over if the backbone is the same
-        results.replaced(target).parent.mkdir(exist_ok=True)
-        target.replace(results.replaced(target))
+        aside = results.replaced(target)
+        aside.parent.mkdir(exist_ok=True)
+        if kept_done(target) or not aside.exists():
+            target.replace(aside)
+        else:  # what failed replaces nothing that did not
+            target.unlink()
     seen = [spec.spec["data"], spec.spec["image_size"]]
     orders = {
         "spec": spec.spec,

@@ -189,7 +189,9 @@ def _runs(work: Work, prepared: study.Prepared) -> tuple[int, dict[str, RunSpec]
         own, _ = records.result_files(work.folder, spec.track, spec.run_id)
         if not study.will_do(own, spec, set()):
             own.unlink(missing_ok=True)
-    options = replace(work.options, stale=True, results_dir=work.folder / "results")
+    options = replace(
+        work.options, stale=True, results_dir=work.folder / "results", needed=frozenset(needed)
+    )
     return max(status, _carry(work, lacking, options)), plans
 
 

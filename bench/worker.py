@@ -31,6 +31,7 @@ from bench.meters import read_progress
 from bench.processes import Child
 
 GRACE_SECONDS = 20.0  # between a signal and SIGKILL: one step and a checkpoint
+SEVERAL_CARDS = 8  # steps after which their processes agree to stop: so many times the grace
 POLL_SECONDS = 0.05
 MEMORY_POLL_SECONDS = 0.5
 
@@ -204,6 +205,11 @@ def _write_arrays(orders: dict[str, Any]) -> list[str]:
         orders["dataset"], spec, test=False, on_bad_image=orders["on_bad_image"]
     )
     limit = spec["data"].get("limit")
+    if limit is not None and "drawn" not in spec["data"]:
+        raise UserError(
+            "this run was planned when --limit took the first images, and now it draws them; start "
+            "it anew with `bench run`"
+        )
     kept = data.some(len(split.train), limit, dataset.sha256)
     split = dataclasses.replace(split, train=split.train[kept])
     if limit is not None and "unlabeled" in dataset.images:
@@ -278,6 +284,8 @@ def _wait(
     stop: list[int],
 ) -> Watch:
     begun = moved = time.monotonic()
+    several = orders["device"].startswith("cuda") and len(children) > 1
+    grace = GRACE_SECONDS * (SEVERAL_CARDS if several else 1)
     last, next_memory, forwarded = None, begun, None
     verdict: Watch | None = None
     while True:
@@ -315,7 +323,7 @@ def _wait(
             verdict = Watch("timeout", f"no step for {orders['stall']:g} s (--stall)")
         lost = [c for c in children if c.exit_status not in (None, 0)]
         overdue = lost and not forwarded and now - min(c.ended for c in lost) > 2.0
-        if verdict or overdue or (forwarded and now - forwarded > GRACE_SECONDS):
+        if verdict or overdue or (forwarded and now - forwarded > grace):
             processes.kill(children)
     left = confine.kill_all(os.getpid())
     _drain(log_read, log)

@@ -90,6 +90,10 @@ def test_patches_that_do_not_fill_the_image_are_refused(name, args, size, lost) 
         backbones.build(spec(name, **args), size)
 
 
+def test_patches_that_overlap_lose_nothing() -> None:
+    assert backbones.build(spec("pvt_v2_b0"), 64).num_features > 0
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_stem_is_one_convolution_at_the_given_stride(name: str) -> None:
     sizes = {}

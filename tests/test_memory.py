@@ -128,6 +128,20 @@ def test_several_cards_copy_the_gradients_to_exchange_them(traced):
     assert found.gradients == found.parameters
 
 
+IDLE = """
+    parts = nn.ModuleDict({"used": nn.Linear(3072, 8), "idle": nn.Linear(2, 2)})
+    model = engine.prepare(Model(parts))
+    optimizer = engine.optimizer(model, "sgd", name="model", lr=0.1)
+    for batch in engine.batches():
+        engine.step(model.backbone["used"](batch.views[0].flatten(1)).mean(), optimizer)
+"""
+
+
+def test_a_layer_that_no_image_reaches_is_no_obstacle_over_several_cards(traced):
+    found = traced(pretrain=IDLE.strip(), cards=2)
+    assert found.flops_per_image > 0
+
+
 def test_bf16_keeps_half_precision_copies_of_the_weights(traced):
     """Most is held in the first layer, when the images are there as float32, as rows and in half
     precision; of its weights and biases alone there is a copy then."""

@@ -571,3 +571,23 @@ def test_a_run_of_two_places_is_the_one_that_has_what_is_needed(tmp_path):
         ((synthetic_results.KNN, more), own),  # neither has both
     ):
         assert records.find_result(studies_, "clothes", run.run_id, needed) == wanted
+
+
+def test_a_run_that_only_lacks_a_protocol_is_judged_and_not_trained(done, heads):
+    options, _ = done
+    record, _ = find(heads, folder_of(options))
+    cell = next(cell for cell in record.cells if cell.method == "simclr")
+    file = records.find_result(folder_of(options), cell.track, next(iter(cell.runs.values())))
+    before = file.read_bytes()
+    kept = results.read(file)
+    (entry, *_) = kept.evaluations.values()
+    results.write(file, kept.model_copy(update={"evaluations": {"a" * 12: entry}}))
+    weights = options.runs_dir / kept.run_id / "backbone.safetensors"
+    written = weights.stat().st_mtime_ns
+
+    assert studying.carry_out(heads, options, say=lambda line: None) == 0
+
+    again = results.read(file)
+    assert again.evaluations.keys() == kept.evaluations.keys() | {"a" * 12}  # another claim's
+    assert weights.stat().st_mtime_ns == written
+    file.write_bytes(before)

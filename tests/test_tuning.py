@@ -206,22 +206,25 @@ def test_runs_of_the_track_use_the_recipe_and_variants_start_from_it(tuned):
 def test_a_recipe_is_found_where_the_data_lie_elsewhere_and_is_of_their_content(tuned, tmp_path):
     folder, track, _ = tuned
     here = load_track(str(track)).data["name"].removeprefix("npz:")
-    given = {"runs_dir": folder / "runs", "leaderboards_dir": folder / "leaderboards", "dev": True}
+    given = {"runs_dir": folder / "runs", "leaderboards_dir": folder / "leaderboards"}
+    with np.load(here) as stored:
+        arrays = {name: stored[name] for name in stored if name != "x_test"}
+    arrays["x_test"] = arrays["x_train"][: len(arrays["y_test"])]
     moved = tmp_path / Path(here).name
-    moved.write_bytes(Path(here).read_bytes())
     elsewhere = tmp_path / track.name
     elsewhere.write_text(track.read_text().replace(here, str(moved)))
-    session_ = session.prepare("rotnet", track=str(elsewhere), **given)
-    assert session_.specs[-1].row["tuning"] == "3"
-    kept = beside.read(folder / "leaderboards").recipes_of(session_.page)
-    assert "rotnet" in {recipe.method for recipe in kept}
-    with np.load(moved) as stored:
-        arrays = {name: stored[name] for name in stored if name != "x_test"}
-    arrays["x_train"][0, 0, 0] ^= 1
-    np.savez(moved, **arrays, x_test=arrays["x_train"][: len(arrays["y_test"])])
-    changed = session.prepare("rotnet", track=str(elsewhere), **given).specs[-1]
-    assert changed.row["tuning"] == "0"
-    assert changed.row["notes"] == ["its tuned recipe was not used: the track has changed since"]
+    for dev in (True, False):  # tuning never saw a test image
+        np.savez(moved, **arrays)
+        session_ = session.prepare("rotnet", track=str(elsewhere), dev=dev, **given)
+        assert session_.specs[-1].row["tuning"] == "3"
+        kept = beside.read(folder / "leaderboards").recipes_of(session_.page)
+        assert "rotnet" in {recipe.method for recipe in kept}
+        changed = arrays["x_train"].copy()
+        changed[0, 0, 0] ^= 1
+        np.savez(moved, **arrays | {"x_train": changed})
+        other = session.prepare("rotnet", track=str(elsewhere), dev=dev, **given).specs[-1]
+        assert other.row["tuning"] == "0"
+        assert other.row["notes"] == ["its tuned recipe was not used: the track has changed since"]
 
 
 @pytest.fixture
