@@ -75,7 +75,10 @@ def build(
     if kind not in KINDS:
         raise UnknownName("optimizer", kind, KINDS)
     if kind == "lars":
-        from timm.optim import Lars as factory  # You et al. 2017; timm's is SimCLR's variant
+        from timm.optim import Lars as factory  # You et al. 2017
+
+        # Matrices and filters are adapted whatever their decay, as SimCLR's LARS does it.
+        groups = [{**g, "always_adapt": all(p.ndim > 1 for p in g["params"])} for g in groups]
     else:
         factory = {
             "sgd": torch.optim.SGD,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from bench.errors import UnknownName
@@ -45,6 +46,19 @@ def test_frozen_parameters_are_left_out() -> None:
     module.bias.requires_grad_(False)
     (group,) = parameter_groups(module, 0.1, False)
     assert group["params"] == [module.weight]
+
+
+def test_lars_adapts_filters_without_weight_decay_and_leaves_norms_alone() -> None:
+    """The step of a layer is eta |w| / |g| of its gradient, of what is excluded the gradient."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    update = build("lars", parameter_groups(module, 0.0, False), 2.0, {"momentum": 0.0})
+    before = [p.detach().clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    update.step()
+    for parameter, old in zip(module.parameters(), before, strict=True):
+        ratio = 1e-3 * old.norm() / parameter.grad.norm() if old.ndim > 1 else 1.0
+        assert torch.allclose(old - parameter, 2.0 * ratio * parameter.grad, rtol=1e-4)
 
 
 def test_fused_where_torch_offers_it_and_unknown_kinds_refused() -> None:
