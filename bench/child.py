@@ -118,6 +118,7 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
         chunk=spec.get("chunk"),
         recomputation=recomputation,
         compiler=compiler,
+        mixed=meta["mixed"] and (uses_labels or meta["num_labeled"] == len(images)),
         checkpoint_seconds=orders.get("checkpoint_seconds", 60.0),
         on_checkpoint=examine,
     )

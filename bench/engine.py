@@ -71,6 +71,7 @@ class Trainer:
             `batch_size`; None: the whole batch.
         recomputation: of the backbone whose activations are not kept, if any.
         compiler: of what is prepared, if any.
+        mixed: whether the first 1,000 images are of all kinds, and none sorted by class.
         checkpoint_seconds: how often a checkpoint is due; 0 after every step.
         on_checkpoint: called with the step, outside the billed clock.
     """
@@ -94,6 +95,7 @@ class Trainer:
         chunk: int | None = None,
         recomputation: Recomputation | None = None,
         compiler: Compiler | None = None,
+        mixed: bool = True,
         checkpoint_seconds: float = 60.0,
         on_checkpoint: Callable[[int], None] | None = None,
         defer_finite_check: bool | None = None,
@@ -108,13 +110,11 @@ class Trainer:
         self.image_size, self.num_images = image_size or images.shape[-1], len(images)
         self._larger = images.shape[-1] > self.image_size
         self.num_classes, self.batch_size = num_classes, batch_size
-        self.steps, self.seed, self.folder = steps, seed, folder
-        self.rank, self.world = rank, world
+        self.steps, self.seed, self.folder, self.rank, self.world = steps, seed, folder, rank, world
         self.chunk, self._recomputation, self.compiler = chunk, recomputation, compiler
         self.steps_per_epoch = self.num_images // batch_size
         self.precision, self.identity_hash = precision, identity_hash
-        self.step_index = 0
-        self.gray = images.shape[1] == 1
+        self.step_index, self.gray, self._mixed = 0, images.shape[1] == 1, mixed
         self.stop_signal: int | None = None
         self.checkpoint_seconds = checkpoint_seconds
         self.on_checkpoint = on_checkpoint
@@ -226,9 +226,11 @@ class Trainer:
         self._update(loss.detach(), optimizer)
 
     def settle(self, backbone: nn.Module) -> None:
-        """See `bench.hookspecs.Engine.settle`: statistics of the first 1,000 images."""
+        """See `bench.hookspecs.Engine.settle`: of the first 1,000 images, or as many drawn."""
         dtype, most = DTYPES[self.precision], min(1000, self.num_images)
-        parts = np.array_split(np.arange(most), max(1, most // self.batch_size))
+        drawn = np.random.Generator(np.random.PCG64(stream(0, "order", "settle")))
+        rows = np.arange(most) if self._mixed else drawn.permutation(self.num_images)[:most]
+        parts = np.array_split(rows, max(1, most // self.batch_size))
         stored = (self._store.take(part)[0] for part in parts)
         images = (to_unit_range(centre(part, self.image_size), dtype) for part in stored)
         reestimate_batch_norm(backbone, (layout(part * 2 - 1) for part in images))

@@ -249,6 +249,27 @@ def test_the_peak_of_memory_is_of_all_processes_of_a_run(
     assert later.peak_gib == 7.0
 
 
+def test_settle_draws_from_images_that_are_sorted_by_class(tmp_path: Path) -> None:
+    """2,000 images, dark ones first: of the first thousand the statistics were of these alone."""
+    images = np.repeat(np.array([10, 240], np.uint8), 1000)[:, None, None, None]
+    images = np.broadcast_to(images, (2000, 3, 8, 8))
+    means = []
+    for mixed in (True, False):
+        place = tmp_path / str(mixed)
+        place.mkdir()
+        engine = Trainer(
+            images, None, None, steps=1, batch_size=100, seed=0, folder=place, mixed=mixed
+        )
+        norm = nn.Sequential(nn.BatchNorm2d(3))
+        engine.settle(norm)
+        means.append(float(norm[0].running_mean[0]))
+    dark, light = (value / 255 * 2 - 1 for value in (10, 240))
+    assert means[0] == pytest.approx(dark, abs=1e-3)
+    # Hypergeometric: 500 of 1,000 light ones, standard deviation 11.2.
+    assert abs(means[1] - (dark + light) / 2) < 4 * 11.2 / 1000 * (light - dark)
+    assert float(norm[0].running_var[0]) > 0.5  # within a batch, not between batches of one kind
+
+
 def test_settle_gives_the_statistics_of_clean_images(tmp_path: Path) -> None:
     engine = trainer(tmp_path)
     norm = nn.Sequential(nn.BatchNorm2d(3)).eval()

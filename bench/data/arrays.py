@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.data import Dataset
     from bench.data.splits import Split
 
+FIRST = 1000  # images that may stand for all
 COPIED_BYTES = 64 * 2**20  # gathered in memory at a time
 
 
@@ -31,7 +32,8 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
 
     `images.npy` is uint8 (N, C, H, W), as stored: the training images without validation, then the
     unlabeled ones. `labels.npy` is int64 (N,), -1 where unlabeled. `meta.json` says num_images,
-    num_labeled, num_classes, class_names, channels, image_size (stored), data_sha256, split_sha256.
+    num_labeled, num_classes, class_names, channels, image_size (stored), data_sha256, split_sha256,
+    and mixed: whether the first labelled images are of all classes. Of unlabeled ones nobody knows.
     A complete folder of the same data and split is left as it is; anything else at this place is
     replaced. Where the images are all of one array on disk, `images.npy` is a link to it, no copy.
 
@@ -51,6 +53,7 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
         "image_size": train.shape[-1],
         "data_sha256": dataset.sha256,
         "split_sha256": split.sha256,
+        "mixed": _is_mixed(dataset.labels["train"][split.train]),
     }
 
     def is_complete(folder: Path) -> bool:
@@ -83,6 +86,13 @@ def materialise(dataset: Dataset, split: Split, folder: str | Path) -> Path:
         images.flush()
 
     return complete_folder(Path(folder), is_complete, write)
+
+
+def _is_mixed(labels: np.ndarray) -> bool:
+    """Return whether the first thousand images are of all classes, as they are not in a folder
+    sorted by class; or of as many as a thousand can be."""
+    known = min(len(np.unique(labels)), FIRST // 2)
+    return len(np.unique(labels[:FIRST])) >= known
 
 
 def pretraining(

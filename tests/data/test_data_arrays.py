@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bench import data
+from bench.data import arrays
 from bench.data.arrays import complete_folder
 from bench.errors import UserError
 
@@ -39,6 +40,7 @@ def test_only_training_images_are_written(make_dataset, tmp_path: Path) -> None:
         "image_size": 4,
         "data_sha256": dataset.sha256,
         "split_sha256": split.sha256,
+        "mixed": True,
     }
 
 
@@ -250,3 +252,17 @@ def test_of_concurrent_writers_one_writes_and_all_see_it_complete(tmp_path: Path
 
     assert [writer.exitcode for writer in writers] == [0] * 6
     assert len(list(writes.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "mixed"),
+    [
+        (np.arange(3000) % 10, True),
+        (np.repeat(np.arange(10), 300), False),
+        (np.random.default_rng(0).integers(0, 1000, 5000), True),  # 632 of 1,000 are met
+        (np.repeat(np.arange(1000), 5), False),
+        (np.arange(20) // 10, True),  # all of a small set
+    ],
+)
+def test_meta_says_whether_the_first_images_are_of_all_classes(labels, mixed) -> None:
+    assert arrays._is_mixed(labels) == mixed
