@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,15 +70,8 @@ def evaluate_run(
             f"chooses {chosen[name]}"
         )
     sha256 = kept.artifacts["backbone.safetensors"].sha256
-    weights = folder / "backbone.safetensors"
-    load = partial(
-        integrity.load_backbone,
-        spec["backbone"],
-        spec["image_size"],
-        weights,
-        sha256,
-        device=evaluations.prepare_device(orders["device"]),
-    )
+    device = evaluations.prepare_device(orders["device"])
+    load = integrity.loader(spec, folder / "backbone.safetensors", sha256, device)
     try:
         backbone = load()
     except (integrity.IntegrityError, FileNotFoundError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def load_backbone(
         raise IntegrityError(f"{path.name} is no safetensors file: {error}") from None
     _load_strictly(backbone, weights)
     return backbone.to(device)
+
+
+def loader(spec: dict[str, Any], path: Path, sha256: str, device: str) -> Callable[[], nn.Module]:
+    """Return what makes a copy of a run's backbone each time that it is called."""
+    where = (spec["backbone"], spec["image_size"], path, sha256)
+    return partial(load_backbone, *where, device=device)
 
 
 def _load_strictly(backbone: nn.Module, weights: dict[str, Tensor]) -> None:

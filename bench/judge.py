@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import time
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,16 +153,9 @@ def _evaluate(
         if orders["plugin"] is None:
             seen = features.raw_pixels(dataset, split, test=test)
         else:
-            sha256 = watch.outcome["artifacts"]["backbone.safetensors"]["sha256"]
-            weights = folder / "backbone.safetensors"
-            load = partial(
-                integrity.load_backbone,
-                spec["backbone"],
-                spec["image_size"],
-                weights,
-                sha256,
-                device=evaluations.prepare_device(orders["device"]),
-            )
+            sha256 = watch.outcome["artifacts"][BACKBONE]["sha256"]
+            device = evaluations.prepare_device(orders["device"])
+            load = integrity.loader(spec, folder / BACKBONE, sha256, device)
             backbone = load()
             kind = noisy.resolve(kind, backbone, dataset, split)
             seen = features.extract(backbone, dataset, split, kind=kind, test=test)
