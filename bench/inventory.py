@@ -52,6 +52,9 @@ def methods(*, load: bool = False) -> list[dict[str, Any]]:
         described = describe([method["name"] for method in usable])
         for method in usable:
             answer = described[method["name"]]
+            if answer.get("observer"):
+                method |= {"family": "", "role": "observer"}
+                continue
             method["problem"] = answer["error"] or ""
             if not answer["error"]:
                 method |= {key: answer["card"][key] for key in ("title", "family", "role")}

@@ -231,7 +231,7 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
         described = cards.card_to_dict(card)
         standard = cards.config_from(card, recipe, {})
     except UserError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "observer": isinstance(error, Observes)}
     overrides = asked["overrides"].get(plugin.name, {})
     config = cards.config_from(card, recipe, overrides, method=plugin.name)
     _refuse_sampling(plugin.name, card, asked["evaluations"])
@@ -255,6 +255,10 @@ def _method(name: str, asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Observes(UserError):
+    """A plugin that is no method: it only watches runs end."""
+
+
 def _card(name: str) -> tuple[Any, Any]:
     """Return a plugin and its card; whatever the plugin raises becomes a line.
 
@@ -266,6 +270,8 @@ def _card(name: str) -> tuple[Any, Any]:
     does = "the import"
     try:
         plugin = manager.load(name)
+        if plugin.has("run_finished") and not plugin.has("describe"):
+            raise Observes(f"{plugin.name} is an observer and trains nothing; see --observers")
         does = "describe"
         return plugin, plugin.call("describe")
     except UserError:

@@ -137,7 +137,13 @@ def prepare(
         evaluations=chosen.evaluations,
     )
     refuse_sampling((overrides or {}).get("sampling"), [answer["methods"][r] for r in asked])
-    broken = {manager.method_name(r): e for r in requests if (e := answer["methods"][r]["error"])}
+    every = "all" in map(str.strip, plugins.split(","))  # observers among them are not meant
+    broken = {
+        manager.method_name(request): error
+        for request in requests
+        if (error := answer["methods"][request]["error"])
+        and not (every and answer["methods"][request].get("observer"))
+    }
     broken |= {
         name: f"the track's {name!r} is not installed; its row is missing"
         for name in floors

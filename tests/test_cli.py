@@ -284,10 +284,14 @@ def test_list_load_and_doctor_give_a_plugin_that_fails_one_line_and_stop_no_othe
         "cli_broken = cli_test_broken\n"
         "cli_exits = cli_test_exits\n"
         "cli_good = cli_test_good\n"
+        "cli_watches = cli_test_watches\n"
     )
     (info.parent / "cli_test_broken.py").write_text("1 / 0\n")
     (info.parent / "cli_test_exits.py").write_text("import os\nos._exit(3)\n")
     (info.parent / "cli_test_good.py").write_text(GOOD)
+    (info.parent / "cli_test_watches.py").write_text(
+        "from bench import hookimpl\n\n\n@hookimpl\ndef run_finished(spec, result): ...\n"
+    )
     monkeypatch.syspath_prepend(info.parent)
     monkeypatch.setattr(
         manager, "installed", lambda kept=manager.installed: _only(kept(), "cli_test")
@@ -307,6 +311,7 @@ def test_list_load_and_doctor_give_a_plugin_that_fails_one_line_and_stop_no_othe
         assert [line for line in text.splitlines() if "cli_exits" in line and "with 3" in line]
         assert "cli_good" in text
     assert {method["name"]: bool(method["problem"]) for method in report["methods"]} == {
+        "cli_watches": False,  # an observer, which is no method
         "cli_broken": True,
         "cli_exits": True,
         "cli_good": False,
@@ -314,6 +319,12 @@ def test_list_load_and_doctor_give_a_plugin_that_fails_one_line_and_stop_no_othe
     assert len(report["problems"]) == 2
     assert report["packages"]["torch"]
     assert report["data"]["digits"] == "available"
+
+    for plugins, refused in (("all", False), ("cli_good,cli_watches", True)):
+        where = ("--seeds", "1", "--runs-dir", str(tmp_path))
+        status, planned, said = call(capsys, "plan", "--plugins", plugins, *where)
+        assert (status, "cli_good-s0" in planned) == (0, True)
+        assert ("cli_watches is an observer" in said) == refused
 
 
 def _only(found: dict[str, manager.Installed], module: str) -> dict[str, manager.Installed]:
