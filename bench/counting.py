@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import manager, session, training_flops
 from bench.errors import UserError
-from bench.publish import Page, read_pages
+from bench.page_files import Page, read_pages
 from bench.track import shipped
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import date as Date
 from pathlib import Path
 
-from bench import publish
+from bench import page_files
 from bench.errors import UnknownName, UserError
 from bench.identity import digest
 from bench.reproduce import stale
@@ -34,7 +34,7 @@ def choose(
         UnknownName: no such track is published.
         UserError: nothing can be reproduced here.
     """
-    pages = publish.read_pages(leaderboards_dir / "results")
+    pages = page_files.read_pages(leaderboards_dir / "results")
     names = [page.track["id"] for page in pages]
     if track is not None and track not in names:
         raise UnknownName("published track", track, names)

@@ -18,8 +18,8 @@ from bench.cells import decimals, one_line
 from bench.columns import Column
 from bench.errors import UnknownName, UserError
 from bench.leaderboard import page_table, protocols_line
+from bench.page_files import Page
 from bench.pages import is_stale
-from bench.publish import Page
 from bench.results import group
 from bench.rows import Board, TableRow, build
 

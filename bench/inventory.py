@@ -116,12 +116,12 @@ def report(runs_dir: Path, leaderboards_dir: Path) -> dict[str, Any]:
 
 def ledger_problems(leaderboards_dir: Path) -> list[str]:
     """Return breaks of the ledger's chain, and published results that left no line in it."""
-    from bench import ledger, publish
+    from bench import ledger, page_files
 
     file = leaderboards_dir / ledger.FILE
     found = ledger.problems(file)
     written = {line["run_id"] for line in ledger.read(file)}
-    for page in publish.read_pages(leaderboards_dir / "results"):
+    for page in page_files.read_pages(leaderboards_dir / "results"):
         for result in page.results:
             looked = any(entry.test_reads for entry in result.evaluations.values())
             if looked and result.run_id not in written:

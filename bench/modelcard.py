@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import publish
+from bench import page_files
 from bench.cells import link, plus_minus, short, table, text
 from bench.columns import Column
 from bench.errors import UserError
@@ -30,7 +30,7 @@ def context(path: Path, run: Result) -> Context:
     Raises:
         UserError: the folder's track is damaged.
     """
-    track = publish.read_track(path.parent)
+    track = page_files.read_track(path.parent)
     try:
         return Context(track, published_row(path, run))
     except UserError:  # the page leaves the run out

@@ -14,7 +14,7 @@ from bench.columns import is_distance
 from bench.rows import build
 
 if TYPE_CHECKING:
-    from bench.publish import Page
+    from bench.page_files import Page
 
 
 def figure_name(track_id: str) -> str:

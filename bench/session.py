@@ -320,7 +320,7 @@ def execute(
     """Run the plan; return the exit status of `bench run`. `seconds` are for the `Console`."""
     from bench.console import Console
     from bench.observers import notify
-    from bench.publish import write_track
+    from bench.page_files import write_track
     from bench.runner import carry_out, is_stale, outdated, result_path
 
     folder = options.results / session.track.id

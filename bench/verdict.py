@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import distances, publish, statistics
+from bench import distances, page_files, statistics
 from bench.columns import Column
 from bench.errors import UserError
 from bench.reproductions import backbone_sha256
@@ -57,7 +57,7 @@ def published_row(path: Path, run: Result) -> Row:
     Raises:
         UserError: the folder's page leaves the run out.
     """
-    track = publish.read_track(path.parent)
+    track = page_files.read_track(path.parent)
     board = build(track | {"id": run.track}, read_all(path.parent)[0])
     for row in board.rows:
         if run.run_id in {result.run_id for result in row.results}:

@@ -13,7 +13,7 @@ import pytest
 from synthetic_results import board, track
 
 from bench import cli, display, inventory, manager
-from bench.publish import write_track
+from bench.page_files import write_track
 from bench.results import write
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "pydantic", "numpy", "rich")

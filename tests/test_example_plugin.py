@@ -15,7 +15,7 @@ RUN = """
 import sys
 from pathlib import Path
 
-from bench import ENGINE, manager, plan, publish, runner
+from bench import ENGINE, manager, plan, page_files, publish, runner
 from bench.probe import probe
 
 
@@ -36,7 +36,7 @@ def main(folder: Path) -> int:
         specs, options, finished=lambda *ended: None, watching=lambda *seen: None
     )
     page = {"id": specs[0].track, "title": track.title}
-    publish.write_track(options.results / specs[0].track, page)
+    page_files.write_track(options.results / specs[0].track, page)
     publish.render_all(options.results, folder / "boards", current={}, engine=ENGINE)
     print(manager.find("simsiam").file)
     return status

@@ -16,7 +16,7 @@ from synthetic_results import board, result, track
 
 from bench import backbones, cli, export
 from bench.errors import UserError
-from bench.publish import write_track
+from bench.page_files import write_track
 from bench.results import Result, parse, write
 
 PLAIN = {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}}

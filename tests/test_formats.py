@@ -19,7 +19,7 @@ from bench.cells import one_line
 from bench.columns import METRICS
 from bench.errors import UserError
 from bench.leaderboard import render_track
-from bench.publish import Page, write_track
+from bench.page_files import Page, write_track
 from bench.results import Result, write
 
 NOW = {"current": {}, "engine": 1, "beside": Beside()}

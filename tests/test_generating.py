@@ -14,7 +14,7 @@ import small_runs
 import synthetic_results
 from test_defects import carry_out, defect
 
-from bench import publish, results, session, sheets
+from bench import page_files, results, session, sheets
 from bench.plan import RunSpec
 from bench.runner import Options
 from bench.sampling import file_name
@@ -140,7 +140,7 @@ def test_the_working_board_shows_the_samples(tmp_path: Path) -> None:
     carried = carry_out([planned(GAN, tmp_path)], options.runs_dir)["own_loop_gan"]
     headline = {"id": "generation", "version": 1, "hash": entry(carried)[0], "headline": "kid"}
     page = synthetic_results.track(id=carried.track, protocols=[headline])
-    publish.write_track(options.results / carried.track, page)
+    page_files.write_track(options.results / carried.track, page)
     shown = session.render(
         session.Session(track=replace(track, id=carried.track), specs=[], broken={}, page={}),
         options,

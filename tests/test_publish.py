@@ -14,7 +14,8 @@ from synthetic_results import LINEAR, NUM_IMAGES, board, result, track
 from bench.errors import UserError
 from bench.identity import digest
 from bench.packing import pack_bits, pack_counts, pack_predictions
-from bench.publish import check, kept_back, publish, render_all, write_track
+from bench.page_files import write_track
+from bench.publish import check, kept_back, publish, render_all
 from bench.results import Result, read, write
 
 

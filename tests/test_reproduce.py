@@ -14,7 +14,7 @@ from small_runs import HOSTILE, NARROW, TRACK, write_data
 from synthetic_results import KNN, LINEAR, board, result, track
 from test_generated import GENERATION, SETTINGS, page
 
-from bench import cli, publish, session, verdict
+from bench import cli, page_files, publish, session, verdict
 from bench.draw import choose
 from bench.errors import UnknownName, UserError
 from bench.ledger import read as read_ledger
@@ -262,7 +262,7 @@ def row_of(runs: list[Result], run: Result, tmp_path: Path) -> verdict.Row:
     folder = tmp_path / "clothes"
     for one in runs:
         write(folder / f"{one.run_id}.json", one)
-    publish.write_track(folder, track())
+    page_files.write_track(folder, track())
     return verdict.published_row(folder / f"{run.run_id}.json", run)
 
 
@@ -322,7 +322,7 @@ def test_a_distance_is_judged_by_its_seeds(tmp_path: Path) -> None:
     runs = [with_kid(trained(run, "a" * 64), 100.0 + 4 * run.seed) for run in board()]
     run = next(run for run in runs if run.method == "turn_net")
     row_of(runs, run, tmp_path)
-    publish.write_track(tmp_path / "clothes", page())
+    page_files.write_track(tmp_path / "clothes", page())
     row = verdict.published_row(tmp_path / "clothes" / f"{run.run_id}.json", run)
     for value, kind in ((95.0, "interval"), (115.0, "interval"), (160.0, "outside")):
         found = verdict.compare(run, with_kid(trained(run, "b" * 64), value), row)
@@ -372,7 +372,7 @@ def boards(tmp_path: Path) -> Path:
     ]
     for run in runs:
         write(tmp_path / "results" / "clothes" / f"{run.run_id}.json", run)
-    publish.write_track(tmp_path / "results" / "clothes", track())
+    page_files.write_track(tmp_path / "results" / "clothes", track())
     return tmp_path
 
 

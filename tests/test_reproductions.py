@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from synthetic_results import board, result, track
 
-from bench import publish
+from bench import page_files, publish
 from bench.errors import UserError
 from bench.leaderboard import render_track
 from bench.reproductions import FILE, Record, append, read
@@ -75,7 +75,7 @@ def test_a_page_without_records_of_its_runs_is_as_before() -> None:
 def test_the_check_of_boards_reads_the_record(tmp_path: Path) -> None:
     run = with_backbone(result("turn_net", 0))
     write(tmp_path / "results" / "clothes" / f"{run.run_id}.json", run)
-    publish.write_track(tmp_path / "results" / "clothes", track())
+    page_files.write_track(tmp_path / "results" / "clothes", track())
     publish.render_all(tmp_path / "results", tmp_path)
     assert publish.check(tmp_path) == []
     append(tmp_path, record(run, "2026-01-02", "bytes"))

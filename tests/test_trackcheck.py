@@ -8,7 +8,7 @@ import pytest
 import small_runs
 from synthetic_results import LINEAR, board, result, track
 
-from bench import cli, publish, results
+from bench import cli, page_files, results
 from bench.columns import Column
 from bench.leaderboard import render_index, render_track
 from bench.ranking import check_track
@@ -145,7 +145,7 @@ def checked(folder, floors: str) -> int:
         if run.row.role != "method":
             moved = run.model_copy(update={"track": pinned.id})
             results.write(place / f"{run.run_id}.json", moved)
-    publish.write_track(place, track(id=pinned.id, data_sha256="d" * 64, test_sha256="cd" * 32))
+    page_files.write_track(place, track(id=pinned.id, data_sha256="d" * 64, test_sha256="cd" * 32))
     where = ["--runs-dir", str(folder / "runs"), "--leaderboards-dir", str(folder / "none")]
     return cli.main(["track", "check", str(file), *where])
 

@@ -17,7 +17,7 @@ from bench.beside import Beside
 from bench.errors import UserError
 from bench.leaderboard import render_track
 from bench.memory import CATEGORIES, Estimate
-from bench.publish import Page
+from bench.page_files import Page
 from bench.training_flops import Count, Training
 
 

@@ -79,14 +79,13 @@ def _printed(
     row: str | None,
     now: dict[str, Any],
 ) -> str:
-    from bench import beside, formats
-    from bench import publish as boards
+    from bench import beside, formats, page_files
 
-    names = [page.track["id"] for page in boards.read_pages(results_dir)]
+    names = [page.track["id"] for page in page_files.read_pages(results_dir)]
     if track is not None and track not in {*names, *(name.partition("~")[0] for name in names)}:
         kind = "published track" if results_dir.parent == leaderboards_dir else "track"
         raise UnknownName(kind, track, names)
-    pages = boards.chosen_pages(results_dir, [track] if track else None)
+    pages = page_files.chosen_pages(results_dir, [track] if track else None)
     return formats.show(pages, form, method=row, beside=beside.read(leaderboards_dir), **now)
 
 

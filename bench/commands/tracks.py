@@ -92,7 +92,7 @@ def _results(chosen: Track, folder: Path) -> tuple[dict[str, Any], list[Result]]
     track's id may be another than its file's. Of several the one with the newest result counts.
     """
     from bench.columns import is_distance
-    from bench.publish import read_track
+    from bench.page_files import read_track
     from bench.results import read_all
     from bench.track import override, pin_data
 

@@ -56,8 +56,8 @@ def evaluate(subject: Subject, settings: dict, seed: int) -> Evaluation:
     real = generation.seen(extractor, train[rows], subject)
     held = subject.images("validation")
     most = min(len(held), settings["samples"])
-    rows_near = generation.spread_rows(generation.known_labels(subject), most, seed)
-    near = generation.seen(extractor, held[rows_near], subject)
+    some = generation.spread_rows(subject.features.validation_labels, most, seed)
+    near = generation.seen(extractor, held[some], subject)
     metrics, scores, stamps = {}, {}, []
     if "one_class" not in sets:
         stamps.append(f"no set of one class: none has {-(-settings['samples'] // 2)} images left")

@@ -99,7 +99,9 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
     scores = {}
     if len(held):
         count = min(len(held), len(drawn))
-        near = seen(extractor, held[spread_rows(known_labels(subject), count, seed)], subject)
+        near = seen(
+            extractor, held[spread_rows(subject.features.validation_labels, count, seed)], subject
+        )
         scores["kid"] = KID_SCALE * kernel.distance(drawn[:count], near)
         scores["fd"] = frechet.distance(drawn[:count], near)
     metrics, stamps = measure(drawn, real, seed=seed)
@@ -173,11 +175,6 @@ def spread_rows(labels: Tensor, count: int, seed: int) -> np.ndarray:
     return np.sort(order[:count])
 
 
-def known_labels(subject: Subject) -> Tensor:
-    """Return the validation images' labels, by which `spread_rows` sees how they are stored."""
-    return subject.features.validation_labels
-
-
 def measure(drawn: Tensor, real: Tensor, *, seed: int) -> tuple[dict[str, float], list[str]]:
     """Return the metrics of features (N, D) against as many of real images, and remarks on them."""
     near = kernel.interval(drawn, real, seed=stream(seed, "evaluate", ID, 1))
@@ -219,7 +216,7 @@ def copies(
         test = subject.images("test")
         usual = test[np.sort(order.permutation(len(test))[:USUAL_IMAGES])]
     else:
-        rows = spread_rows(known_labels(subject), len(held) // 2, seed)
+        rows = spread_rows(subject.features.validation_labels, len(held) // 2, seed)
         held, usual = held[rows], np.delete(held, rows, axis=0)
     channels = train.shape[1]
     return memorisation.copies(
