@@ -17,7 +17,8 @@ from bench.beside import Beside
 from bench.cells import decimals, one_line
 from bench.columns import Column
 from bench.errors import UnknownName, UserError
-from bench.leaderboard import page_table, protocols_line
+from bench.footnotes import protocols_line
+from bench.leaderboard import page_table
 from bench.page_files import Page
 from bench.pages import is_stale
 from bench.results import group

@@ -50,6 +50,28 @@ def seeds(method: str, count: int, *args, **options):
     return [result(method, seed, *args, **options) for seed in range(count)]
 
 
+def test_a_page_says_whose_runs_each_machine_had_where_there_were_several():
+    runs = board()
+    (line,) = [n for n in render_track(track(), runs).splitlines() if "**Machine" in n]
+    assert line.startswith("- **Machine:** cpu, Xeon, ")
+    assert line.endswith(f"{len(runs)} runs")  # of one machine nobody need be named
+
+    elsewhere = runs[0].machine.model_copy(update={"processor": "EPYC"})
+    moved = [
+        run.model_copy(update={"machine": elsewhere} if run.method == "contrast_net" else {})
+        for run in runs
+    ]
+    one, other, more = [n for n in render_track(track(), moved).splitlines() if "**Machine" in n]
+    assert one.startswith("- **Machine:** cpu, EPYC, ")
+    assert one.endswith("5 runs: ContrastNet")
+    assert other.startswith("- **Machine:** cpu, Xeon, ")
+    assert other.split(" runs: ")[1] == (
+        "Supervised (labels), QueueNet v2 (queue_net), TurnNet, Raw pixels (pixels), "
+        "Random initialisation (untrained)"
+    )
+    assert more.startswith("- **Machines:**")
+
+
 def test_a_page_shows_the_mean_of_the_results_and_the_interval_of_the_comparison():
     runs = board()
     shown = row(render_track(track(), runs), "ContrastNet")["linear, best stage"]
