@@ -264,7 +264,11 @@ def _picture(
         return []
     torch.manual_seed(stream(orders["spec"]["seed"], "generate", "picture"))
     with torch.no_grad():
-        pictures = plugin.call("picture", model=model, engine=trainer, sampling=card.sampling)
+        try:
+            pictures = plugin.call("picture", model=model, engine=trainer, sampling=card.sampling)
+        except Exception as error:  # of the plugin: the run and its samples are whole without it
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            return [f"the pictures are left out: {said[:200]}"]
     return sheets.write_pictures(folder, pictures)
 
 

@@ -31,7 +31,7 @@ def conclude(
 
     target = Path(orders["results"]) / f"{folder.name}.json"
     status, reason, facts, entries = watch.status, watch.reason, {}, {}
-    notes = list(watch.notes)
+    notes = [*orders["row"].get("notes", ()), *watch.notes]  # the plan's, then the run's
     evaluating = time.monotonic()
     if status == "done":
         status, reason, facts, entries = _evaluate(folder, orders, watch)

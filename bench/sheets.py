@@ -22,6 +22,7 @@ ROWS = COLUMNS = 8
 NEIGHBOURS = 12  # samples on the sheet of nearest training images
 GAP = 2  # white pixels between tiles
 MOST_PIXELS = 4096  # a side of a sheet
+OWN = ("samples", "neighbours")  # of the names that sheets have, those no plugin may take
 
 
 class BadSheet(ValueError):
@@ -79,6 +80,8 @@ def write_pictures(folder: Path, pictures: Any) -> list[str]:
         try:
             if not (isinstance(name, str) and name.isidentifier() and name.isascii()):
                 raise BadSheet("its name is no identifier")
+            if name in OWN:
+                raise BadSheet("the harness makes the sheet of that name")
             if not bool(images.isfinite().all()):
                 raise BadSheet("it is not finite")
             write(folder, name, sheet(to_uint8(images)))

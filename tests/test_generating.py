@@ -124,6 +124,21 @@ def test_returned_training_images_are_marked(tmp_path: Path) -> None:
     assert any("memorised: 30 of 30" in stamp for stamp in measured.stamps)
 
 
+def test_pictures_that_fail_leave_the_run_and_its_samples(tmp_path: Path) -> None:
+    source = Path(defect("copies_training")).read_text()
+    faulty = "\n\n@hookimpl\ndef picture(model, engine, sampling):\n    raise KeyError('strip')\n"
+    (tmp_path / "faulty.py").write_text(source + faulty)
+    spec = planned(str(tmp_path / "faulty.py"), tmp_path)
+    spec = replace(spec, row=spec.row | {"notes": ["the plan cut its warm-up"]})
+    result = carry_out([spec], tmp_path / "runs")["faulty"]
+    assert result.status == "done", result.reason
+    assert entry(result)[1].metrics
+    assert result.row.notes == [
+        "the plan cut its warm-up",
+        "the pictures are left out: KeyError: 'strip'",
+    ]
+
+
 def test_a_method_that_draws_nothing_has_no_entry(tmp_path: Path) -> None:
     (good,) = small_runs.hostile("good")
     result = carry_out([planned(good, tmp_path)], tmp_path / "runs")["good"]
