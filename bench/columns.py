@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
-from bench.metrics.names import column_name
+from bench.metrics.names import column_name, small_mark
 from bench.packing import unpack_bits, unpack_counts
 from bench.results import EvaluationEntry, Result
 
@@ -223,6 +223,9 @@ def named_by(title: str, settings: Mapping[str, Any]) -> str:
         if title.startswith(metric):
             named = column_name(extractor, metric, samples, allow_small=True)
             title = named + title.removeprefix(metric)
+            break
+    else:
+        title += small_mark(samples)
     sampling = settings.get("sampling") or {}
     return ", ".join([title, *(f"{key} {value}" for key, value in sorted(sampling.items()))])
 

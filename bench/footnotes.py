@@ -39,6 +39,7 @@ def footnotes(
     lacking = [note for row in rows if (note := _lacking(row))]
     notes += [f"**Missing or failed seeds:** {note}" for note in lacking]
     notes += [note for row in rows for note in _probes(board, row)]
+    notes += [note for row in rows for note in _sampling(board, row)]
     notes += [f"**Departs:** {said}" for said in sorted({_departs(row) for row in rows}) if said]
     for row in rows:
         said = sorted({note for result in row.results for note in result.row.notes})
@@ -71,6 +72,23 @@ def _probes(board: Board, row: TableRow) -> list[str]:
         f"**Probes:** {label(row)}: {text(stamp)} ({seeds_words(seeds)})"
         for stamp, seeds in sorted(said.items())
     ]
+
+
+def _sampling(board: Board, row: TableRow) -> list[str]:
+    """Return by which settings the samples of a row's shown numbers were drawn."""
+    shown = {column.hash for column in board.columns}
+    drawn = [
+        entry.chosen.get("sampling")
+        for result in row.good
+        for key, entry in result.evaluations.items()
+        if key in shown
+    ]
+    said = {
+        ", ".join(f"{k} {'none' if v is None else v}" for k, v in sorted(found.items()))
+        for found in drawn
+        if found
+    }
+    return [f"**Sampling:** {label(row)}: {text(settings)}" for settings in sorted(said)]
 
 
 def seeds_words(seeds: Sequence[int]) -> str:

@@ -233,11 +233,14 @@ def _status(board: Board, row: TableRow, stale: bool) -> str:
     marks += [f"local `{text(row.first.code.plugin_sha256[:8])}`"] if card.origin == "local" else []
     marks += ["published"] if row.published else []
     marks += ["**stale**"] if stale else []
+    marks += ["**memorised**: returns training images"] if row.memorised else []
     marks += [f"**{stamp}**" for stamp in board.stamps(row)]
     if row.good and len(row.good) == 1 and not row.is_floor:
         marks.append("single run")
     if row.good and board.ranks_shown and row.section == "main" and card.role == "method":
-        if row.unlisted:
+        if row.memorised:
+            marks.append("not ranked")
+        elif row.unlisted:
             marks.append("not ranked: its seeds are not of the track's list")
         elif not card.uses_labels and not may_rank(row, board.trials):
             marks.append(f"not ranked: tuning is not {text(board.trials)}")

@@ -63,22 +63,21 @@ def _check_distance(
     rows: Sequence[TableRow], headline: Column, protocols: Sequence[Mapping[str, Any]]
 ) -> TrackCheck:
     """Return the conditions on a distance: what is known to be good and bad lies far apart."""
-    found = [e for row in rows for r in row.good for e in r.evaluations.values()]
     sets = calibrations(rows, protocols)
     good = [
         s[f"train_half_{headline.metric}"] for s in sets if f"train_half_{headline.metric}" in s
     ]
     bad = [s[f"one_class_{headline.metric}"] for s in sets if f"one_class_{headline.metric}" in s]
-    every = [headline.values(row.good) for row in rows if not row.is_floor]
+    every = [headline.values(row.good) for row in rows if not (row.is_floor or row.memorised)]
     trained = [values for values in every if values]
-    drawn = [e.settings.get("samples", 0) for e in found if e.id == headline.protocol]
-    samples = max(drawn, default=0)
+    found = [r.evaluations.get(headline.hash) for row in rows for r in row.good]
+    samples = max((e.settings.get("samples", 0) for e in found if e), default=0)
     return trackcheck.check_distance(good, bad, trained, samples)
 
 
 def may_rank(row: TableRow, trials: str) -> bool:
     """Return whether a row is of the kind that is ranked: label-free, tuned like the others, with
-    the seeds of the track's list."""
+    the seeds of the track's list, and no copier of training images."""
     card = row.first.row
     plain = row.section == "main" and card.role == "method" and not card.uses_labels
-    return plain and card.tuning == trials and not row.unlisted
+    return plain and card.tuning == trials and not row.unlisted and not row.memorised

@@ -14,6 +14,7 @@ from bench import distances, statistics
 from bench.belonging import fitting
 from bench.columns import Column, choose_columns, choose_headline
 from bench.errors import UserError
+from bench.metrics.names import MEMORISED
 from bench.ranking import check_track, may_rank
 from bench.results import SAMPLES, Result, group
 from bench.trackcheck import TrackCheck
@@ -73,6 +74,12 @@ class TableRow:
     @property
     def unsupported(self) -> bool:
         return all(result.status == "unsupported" for result in self.results)
+
+    @property
+    def memorised(self) -> bool:
+        """Return whether samples of any run were found to be copies of training images."""
+        entries = (entry for result in self.good for entry in result.evaluations.values())
+        return any(stamp.startswith(MEMORISED) for entry in entries for stamp in entry.stamps)
 
 
 @dataclass(frozen=True)

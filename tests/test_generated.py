@@ -67,6 +67,7 @@ def test_a_columns_name_says_extractor_and_sampling() -> None:
     text = leaderboard.render_track(page(), runs())
     assert "KID(efficientnet_lite0) x 1000, steps 50" in text
     assert "FD(efficientnet_lite0), steps 50" in text
+    assert "- **Sampling:** ContrastNet: steps 50\n" in text
     assert "FID" not in text
 
 
@@ -117,6 +118,37 @@ def test_a_distance_that_does_not_notice_one_class_ranks_nothing() -> None:
     made = build(page(), dull)
     assert not made.ranks_shown
     assert "Smoke track" in leaderboard.render_track(page(), dull)
+
+
+def test_a_copier_is_flagged_and_not_ranked_and_keeps_nobody_from_ranking() -> None:
+    copied = runs(LEVELS | {"turn_net": (-5.0, 3.0)})  # nearer than other real images are
+    for run in copied:
+        if run.method == "turn_net" and run.seed == 3:
+            run.evaluations[GENERATION].stamps.append("memorised: 1990 of 2000 samples lie nearer")
+    made = build(page(), copied)
+    assert made.ranks_shown, [c for c in made.check.conditions if not c.holds]
+    ranks = {r.first.method: made.rank(r, made.headline) for r in made.rows}
+    assert [ranks[name] for name in LEVELS] == [(1, 1), (2, 2), None]
+    (line,) = [n for n in leaderboard.render_track(page(), copied).splitlines() if "| TurnNet" in n]
+    assert "**memorised**: returns training images · not ranked" in line
+
+
+def test_another_protocol_s_samples_do_not_let_a_small_one_rank() -> None:
+    small = SETTINGS | {"samples": 50, "reference": 50, "allow_small": True}
+    key = protocol_hash("generation", 1, small)
+    few = runs()
+    for run in few:
+        if (entry := run.evaluations.get(GENERATION)) is not None:
+            run.evaluations[key] = entry.model_copy(update={"settings": small})
+    protocols = [{"id": "generation", "version": 1, "hash": key, "headline": "kid"}]
+    protocols += [p for p in page()["protocols"] if p["hash"] != GENERATION]
+    made = build(page() | {"protocols": protocols}, few)
+    assert made.headline is not None
+    assert made.headline.hash == key
+    assert not made.ranks_shown
+    titles = [column.title for column in made.columns if column.hash == key]
+    assert titles
+    assert all("50 samples against 50 images" in title for title in titles)
 
 
 def test_orders_that_disagree_beyond_their_intervals_are_said() -> None:

@@ -61,9 +61,24 @@ def test_a_track_may_leave_out_its_bases_stem(tmp_path: Path) -> None:
 
 def test_every_metric_that_pages_show_may_rank(tmp_path: Path) -> None:
     for name, metrics in METRICS.items():
+        if name == "generation":  # see the next test
+            continue
         for metric, _ in (*metrics, *WHERE_NAMED.get(name, ())):
             text = f'{TRACK}headline = "{name}.{metric}"\n[evaluations.{name}]'
             assert load(tmp_path, text).headline == f"{name}.{metric}"
+
+
+def test_generators_rank_by_a_distance_and_by_the_unbiased_one_where_samples_are_few(
+    tmp_path: Path,
+) -> None:
+    many = "samples = 10_000\nreference = 10_000\n"
+    for metric, settings in (("kid", ""), ("kid", many), ("fd", many)):
+        text = f'{TRACK}headline = "generation.{metric}"\n[evaluations.generation]\n{settings}'
+        assert load(tmp_path, text).headline_metric == metric
+    for metric, settings in (("fd", ""), ("memorisation", many), ("precision", many)):
+        text = f'{TRACK}headline = "generation.{metric}"\n[evaluations.generation]\n{settings}'
+        with pytest.raises(UserError, match=f"no metric of generation '{metric}'"):
+            load(tmp_path, text)
 
 
 @pytest.mark.parametrize(

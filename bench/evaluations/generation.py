@@ -35,7 +35,7 @@ from bench.extractors import Extractor
 from bench.features import coarse
 from bench.identity import stream
 from bench.metrics import classes, coverage, frechet, kernel, memorisation
-from bench.metrics.names import LEAST_SAMPLES
+from bench.metrics.names import LEAST_SAMPLES, MEMORISED
 from bench.sampling import Samples
 
 ID = "generation"
@@ -113,7 +113,7 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
     metrics["memorisation"] = 100.0 * copied.auc
     if copied.accused:
         stamps.append(
-            f"memorised: {copied.leading} of {len(drawn)} samples lie nearer to a training image "
+            f"{MEMORISED}: {copied.leading} of {len(drawn)} samples lie nearer to a training image "
             f"than any unseen image does; AUC {copied.auc:.2f}"
         )
     chosen = {

@@ -6,6 +6,7 @@ from bench.errors import UserError
 
 FID_EXTRACTOR = "inception"
 FID_SAMPLES = 50_000
+MEMORISED = "memorised"  # how the stamp begins of samples that are copies of training images
 LEAST_SAMPLES = 1000  # fewer only where the user insists, and then the column's name says so
 
 
@@ -38,7 +39,8 @@ def column_name(
         name = "FID" if samples == FID_SAMPLES else f"FID@{samples}"
     else:
         name = f"{metric}({extractor})"
-    if samples >= LEAST_SAMPLES and samples == reference:
+    mark = small_mark(samples, reference)
+    if not mark:
         return name
     met = f"{samples} samples against {reference} images"
     if not allow_small:
@@ -46,4 +48,12 @@ def column_name(
             f"{name} of {met} is mostly bias; take {LEAST_SAMPLES} or more and as many of both, or "
             "say --allow-small, which then stands in the column's name"
         )
-    return f"{name} [allow-small: {met}]"
+    return name + mark
+
+
+def small_mark(samples: int, reference: int | None = None) -> str:
+    """Return what a column's name says of numbers that only `allow_small` lets pass, else ""."""
+    reference = samples if reference is None else reference
+    if samples >= LEAST_SAMPLES and samples == reference:
+        return ""
+    return f" [allow-small: {samples} samples against {reference} images]"
