@@ -128,7 +128,7 @@ def _section(cells: Sequence[Cost]) -> list[str]:
     first = cells[0]
     ordered = sorted(cells, key=_place_in_table)
     notes: list[str] = []
-    rows = [_row(cost, notes) for cost in ordered]
+    rows = [_row(cost, notes, apart(cost, ordered)) for cost in ordered]
     said = [number for number in range(len(HEADERS)) if any(row[number] for row in rows)]
     titles, sides = zip(*(HEADERS[number] for number in said), strict=True)
     shown = [table(titles, [[row[number] for number in said] for row in rows], "".join(sides))]
@@ -152,17 +152,38 @@ def _heading(cost: Cost) -> str:
     return text(f"{what}, {costs.place(cost)}{threads if spec.device == 'cpu' else ''}")
 
 
-def _row(cost: Cost, notes: list[str]) -> list[str]:
-    numbers = [str(_number(note, notes)) for note in said_of(cost)]
+def apart(cost: Cost, others: Sequence[Cost]) -> list[str]:
+    """Return a line that names the measured rows beside which a row took no turns: the ratio of
+    two such rows holds what the machine did meanwhile."""
+
+    def took_turns(one: Cost, other: Cost) -> bool:
+        return other.spec.label in one.turns_with and one.spec.label in other.turns_with
+
+    def share(of: Cost) -> tuple[int, int]:
+        return of.spec.batch_size, of.spec.cards
+
+    alike = [other for other in others if other.modes and share(other) == share(cost)]
+    if cost not in alike:
+        return []
+    names = [_name(o) for o in alike if o is not cost and not took_turns(cost, o)]
+    return [f"not measured in turns with {', '.join(names)}"] if names else []
+
+
+def _row(cost: Cost, notes: list[str], more: Sequence[str]) -> list[str]:
+    numbers = [str(_number(note, notes)) for note in (*said_of(cost), *more)]
     if cost.status in (costs.MEASURED, costs.ESTIMATED):
         values = _values(cost)
     else:
         values = [cost.status.replace("_", " "), *[""] * 5]
+    shape = [str(cost.spec.batch_size), str(cost.spec.cards)]
+    return [_name(cost), *shape, *values, _largest(cost), ", ".join(numbers)]
+
+
+def _name(cost: Cost) -> str:
+    """Return a row's title with its recipe, unless that is the papers', and the way of its step."""
     special = cost.spec.recipe not in ("", PAPERS)
     said = ", ".join(part for part in (cost.spec.recipe * special, cost.spec.way) if part)
-    title = text(cost.title) + (f" ({text(said)})" if said else "")
-    shape = [str(cost.spec.batch_size), str(cost.spec.cards)]
-    return [title, *shape, *values, _largest(cost), ", ".join(numbers)]
+    return text(cost.title) + (f" ({text(said)})" if said else "")
 
 
 def _values(cost: Cost) -> list[str]:

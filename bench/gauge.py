@@ -63,8 +63,9 @@ class Gauge(Trainer):
 
     Orders: {"mode": "step" or "pipeline", "steps": n} is a window; {"flops": n} counts
     those of n steps; {"end": true} raises `Finished`. In the mode `step` the plugin gets one ready
-    batch again and again, in `pipeline` what a run would give it: images drawn and seen, seeds,
-    logs, signals. Both take the plugin's whole step: passes, loss, backward, update, averages.
+    batch again and again, the last that was drawn, in `pipeline` what a run would give it: images
+    drawn and seen, seeds, logs, signals. Both take the whole step of the plugin: passes, loss,
+    backward, update, averages.
 
     Args:
         images: as of `stored`.
@@ -108,7 +109,9 @@ class Gauge(Trainer):
         for mode in self._turns():
             if mode == "step" and self.compiler is not None:
                 self.compiler.begin_step()
-            yield ready if mode == "step" else next(drawn)
+            if mode == "pipeline":
+                ready = next(drawn)  # kept for both: a run never holds a second batch of views
+            yield ready
 
     def _turns(self) -> Iterator[str]:
         while "end" not in (order := self.ask()):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
+import weakref
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -207,6 +209,21 @@ def test_the_pipeline_gives_what_a_run_would_and_the_step_one_ready_batch(tmp_pa
         assert torch.equal(view, expected)
 
 
+def test_no_more_batches_are_held_than_a_run_holds(tmp_path):
+    window = {"mode": "pipeline", "steps": 3}
+    orders = [{"mode": "step", "steps": 2}, window, {"mode": "step", "steps": 2}, {"end": True}]
+    engine, _ = gauged(tmp_path, orders)
+    seen, held = [], []
+
+    def step(batch):
+        seen.append(weakref.ref(batch.views[0]))
+        gc.collect()
+        held.append(len({id(view()) for view in seen if view() is not None}))
+
+    train(engine, step)
+    assert held == [1] * 7
+
+
 def test_an_earlier_stage_is_left_after_one_batch(tmp_path):
     engine, told = gauged(tmp_path, [{"mode": "step", "steps": 2}, {"end": True}])
     assert len(list(engine.batches(until=0.5))) == 1
@@ -387,6 +404,22 @@ def test_a_cell_that_cannot_be_measured_has_a_row_that_says_why():
 )
 def test_durations_are_hours_and_then_days(seconds, shown):
     assert cost_page.duration(seconds) == shown
+
+
+def test_rows_that_took_no_turns_with_others_of_the_table_say_so():
+    one, two = (
+        measured(cell(method=name), turns_with=[other])
+        for name, other in (("simclr", "moco_v2"), ("moco_v2", "simclr"))
+    )
+    assert "in turns" not in cost_page.render([one, two])
+    # Measured anew, alone: the other's result still names it.
+    page = cost_page.render([one.model_copy(update={"turns_with": []}), two])
+    assert "1. not measured in turns with One &amp; only\n" in page  # both have that title here
+    rows = [line for line in page.splitlines() if line.startswith("| One")]
+    assert [row.split("|")[-2].strip() for row in rows] == ["1", "1"]
+    assert "in turns" not in cost_page.render([one.model_copy(update={"turns_with": []})])
+    larger = measured(cell(method="moco_v2", batch_size=512))
+    assert "in turns" not in cost_page.render([measured(cell(method="simclr")), larger])
 
 
 def test_the_check_of_the_boards_covers_the_page(tmp_path, capsys):
