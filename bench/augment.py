@@ -36,7 +36,7 @@ from bench.colour import (
     to_grayscale,
 )
 from bench.draws import Draws
-from bench.geometry import blur, crop, crop_resize, rotate, rotate90
+from bench.geometry import blur, crop, crop_resize, rotate, rotate90, to_device
 
 __all__ = [
     "Draws",
@@ -104,7 +104,7 @@ def _where(chosen: Tensor, images: Tensor, change: Callable[[Tensor, Tensor], Te
     rows = chosen.nonzero().squeeze(1)
     if len(rows) == 0:
         return images
-    index = rows.to(images.device, non_blocking=True)
+    index = to_device(rows, images.device)
     return images.index_copy(0, index, change(images.index_select(0, index), rows))
 
 

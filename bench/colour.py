@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bench.geometry import to_device
+
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
@@ -101,12 +103,16 @@ def jitter(
     blends = orders[orders <= last_blend].view(len(orders), last_blend + 1)  # (B, 2 or 3)
     blends = blends.index_select(0, arrangement)[:changed]
     factors = factors.index_select(0, arrangement)[:changed]
-    blend_factors = factors.gather(1, blends).to(images.device, images.dtype, non_blocking=True)
-    to_mean = (blends == CONTRAST).to(images.device, images.dtype, non_blocking=True)
-    to_luma = (blends == SATURATION).to(images.device, images.dtype, non_blocking=True)
-    hues = factors[:, HUE].to(images.device, images.dtype, non_blocking=True)
-
-    arrangement = arrangement.to(images.device, non_blocking=True)
+    blend_factors, to_mean, to_luma, hues = (
+        to_device(each.to(images.dtype), images.device)
+        for each in (
+            factors.gather(1, blends),
+            blends == CONTRAST,
+            blends == SATURATION,
+            factors[:, HUE],
+        )
+    )
+    arrangement = to_device(arrangement, images.device)
     arranged = images.index_select(0, arrangement)
     active = arranged[:changed]
     if coloured:

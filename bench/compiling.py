@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench import colour
 from bench.colour import CONTRAST, HUE, SATURATION
+from bench.geometry import to_device
 
 SWITCH = "BENCH_COMPILE"  # set to 0, nothing is compiled
 DEVICES = ("cuda",)  # on a processor the compiler takes longer than a small track gains
@@ -56,7 +57,7 @@ def jitter_whole(images: Tensor, factors: Tensor, orders: Tensor, applied: Tenso
 def jitter(images: Tensor, factors: Tensor, orders: Tensor, *, applied: Tensor) -> Tensor:
     """Return `colour.jitter` of the images, compiled on a card that has a compiler."""
     if images.device.type in DEVICES and (compiled := _compiled()) is not None:
-        given = (part.to(images.device, non_blocking=True) for part in (factors, orders, applied))
+        given = (to_device(part, images.device) for part in (factors, orders, applied))
         try:
             return compiled(images, *given)
         except Exception as error:  # of the compiler: torch has no one class for what it raises

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from bench.geometry import to_device
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -83,4 +85,4 @@ class Draws:
         return self._local(keys.argsort(dim=1, stable=True))
 
     def _local(self, values: Tensor) -> Tensor:
-        return values[self.rows].to(self.device, non_blocking=True)
+        return to_device(values[self.rows], torch.device(self.device))

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.geometry import to_device
+
 
 class Store:
     """A uint8 array (N, C, H, W), handed out by index.
@@ -35,8 +37,7 @@ class Store:
     def take(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Return uint8 images (B, C, H, W) and int64 labels (B,) or None, on the device."""
         if self.tensor is not None:
-            index = torch.from_numpy(indices).to(self.device, non_blocking=True)
-            images = self.tensor[index]
+            images = self.tensor[to_device(torch.from_numpy(indices), self.device)]
         elif self._ahead is not None and self._ahead[0] == indices.tobytes():
             images = self._ahead[1]
         else:
@@ -44,8 +45,7 @@ class Store:
         self._ahead = None
         if self.labels is None:
             return images, None
-        index = torch.from_numpy(indices).to(self.device, non_blocking=True)
-        return images, self.labels[index]
+        return images, self.labels[to_device(torch.from_numpy(indices), self.device)]
 
     def _copy(self, indices: np.ndarray) -> Tensor:
         batch = torch.from_numpy(self.array[indices])
