@@ -241,11 +241,14 @@ class Tracer(Trainer):
         self._modes.enter_context(self.log_)
         counted = self.log_.flops
         with self._modes:
+            turn, before = (0, counted), 0  # when the slowest optimizer last moved, and its moves
             for number in range(1, MOST_STEPS + 1):
                 self._seed_forward()
                 yield self._batch(shapes)
                 self.step_index += 1
                 moved = [self._moves[id(optimizer)] for optimizer in self._optimizers.values()]
+                if min(moved, default=0) > before:
+                    turn, before = (number, self.log_.flops), min(moved)
                 if number >= STEPS and all(moves >= STEPS for moves in moved):
                     break
             still = [n for n, o in self._optimizers.items() if not self._moves[id(o)]]
@@ -255,7 +258,10 @@ class Tracer(Trainer):
                     "neither memory nor FLOPs; take settings by which all networks move sooner"
                 )
             share = (end - self._stage[0]) / self.steps
-            per_step = (self.log_.flops - counted) / number
+            # An optimizer whose turn comes too seldom to be seen twice has moved once in a cycle.
+            once = before == 1 and turn[0] > MOST_STEPS // 2
+            cycle, flops = turn if once else (number, self.log_.flops)
+            per_step = (flops - counted) / cycle
             self._flops.append((share, per_step * self.world / self.batch_size))
             if end == self.steps:
                 raise Enough

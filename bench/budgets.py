@@ -50,7 +50,8 @@ def parse(text: str) -> dict[str, float]:
         UnknownName: another kind.
         UserError: another form, an amount of 0 or less, or a part of an epoch, step or image.
     """
-    match = re.fullmatch(r"([a-z_-]+)=([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]{1,3})?)", text)
+    number = r"[0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+]?[0-9]{1,3})?"
+    match = re.fullmatch(rf"([a-z_-]+)=({number})", text)
     if not match:
         raise UserError(f"--budget {text!r}: expected KIND=AMOUNT, as epochs=3 or flops=2.5e15")
     kind, amount = match[1].replace("-", "_"), float(match[2])

@@ -28,13 +28,15 @@ STALL = 900.0  # seconds that a window may take
 
 @dataclass(frozen=True)
 class Rate:
-    """One method's speed on one machine: the median of its windows, and their quartiles."""
+    """One method's speed on one machine: the median of its windows, and their quartiles; and what
+    makes them doubtful, "" for nothing."""
 
     method: str
     machine: str
     images_per_second: float
     low: float
     high: float
+    doubt: str = ""
 
 
 def rates(
@@ -100,8 +102,19 @@ def _measure(wanted: Mapping[str, Training], device: str, place: Place) -> dict[
             mode.images_per_second,
             mode.low,
             mode.high,
+            _doubt(cost, protocol.settings),
         )
     return found
+
+
+def _doubt(cost: costs.Cost, settings: Mapping[str, Any]) -> str:
+    """Return why the steps that a speed gives may be too few or too many; "" for nothing."""
+    found = []
+    if not cost.modes["pipeline"].warm:
+        found.append("its windows had not settled")
+    if (cost.busy_cores or 0.0) > settings["busy_cores"]:
+        found.append(f"others kept {cost.busy_cores:.1f} cores busy")
+    return "; ".join([*found, *cost.others])
 
 
 def _spec(training: Training, device: str) -> Spec:

@@ -101,9 +101,10 @@ def _by_flops(
 
 def _note(track: Track, rate: Rate) -> str:
     """Return what a row says of the steps that it got for a budget of seconds."""
+    doubt = f"; {rate.doubt}" if rate.doubt else ""
     return (
         f"{words(track.budget)} at {rate.images_per_second:.4g} images/s (quartiles {rate.low:.4g} "
-        f"to {rate.high:.4g}), measured in turns on {rate.machine} before the run"
+        f"to {rate.high:.4g}), measured in turns on {rate.machine} before the run{doubt}"
     )
 
 

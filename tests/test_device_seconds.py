@@ -31,6 +31,7 @@ class Measured:
 
     def __init__(self, **speeds: float) -> None:
         self.speeds, self.calls, self.notes = speeds, [], []
+        self.warm, self.busy_cores = True, 0.01
 
     def __call__(
         self, cells: Sequence[Cell], place: Place, protocol: Any, stall: float
@@ -39,10 +40,12 @@ class Measured:
         self.cells = list(cells)
         for cell in cells:
             speed = self.speeds.get(cell.spec.method)
-            mode = speed and SimpleNamespace(images_per_second=speed, low=speed - 1, high=speed + 1)
+            mode = speed and SimpleNamespace(
+                images_per_second=speed, low=speed - 1, high=speed + 1, warm=self.warm
+            )
             status = "done" if mode else "out_of_memory"
             found = SimpleNamespace(status=status, reason="no room", modes={"pipeline": mode})
-            found.notes = self.notes
+            found.notes, found.others, found.busy_cores = self.notes, [], self.busy_cores
             yield cell, found
 
 
@@ -98,6 +101,23 @@ def test_what_is_timed_is_the_step_and_the_images_of_the_run(
         assert way == ((64, True, True) if number == 1 else (None, False, False))
         assert cell.stored_side == (48 if number == 2 else 32)
         assert cell.channels == (1 if number == 3 else 3)
+
+
+def test_a_speed_of_a_busy_or_unsettled_machine_says_so_for_good(
+    measured: Measured, tmp_path: Path
+) -> None:
+    track = plan.override(plan.load_track("digits"), budget={"device_seconds": 20.0})
+    known, methods = data(classes=10, channels=1), {"one": method() | {"plugin": "one"}}
+    measured.warm, measured.busy_cores = False, 0.7
+    boards: list[Path] = []
+    notes = []
+    for _ in range(2):  # the second time it is not measured again
+        prices = pricing.prices(track, methods, known, seed=0, runs_dir=tmp_path, boards=boards)
+        (run,) = plan.plan(track, methods, known, seeds=[0], prices=prices)
+        notes += run.row["notes"]
+    assert len(measured.calls) == 1
+    assert notes[0] == notes[1]
+    assert notes[0].endswith("; its windows had not settled; others kept 0.7 cores busy")
 
 
 def test_edited_code_is_timed_anew(measured: Measured, tmp_path: Path) -> None:

@@ -71,9 +71,12 @@ def test_the_forward_process_keeps_unit_variance_to_its_end() -> None:
         printed = (1 - beta) ** 2 * printed + beta
     assert exact == pytest.approx(1, abs=1e-9)
     assert printed == pytest.approx(0.505, abs=1e-3)
-    last = float(alpha_bar(SCHEDULE, steps(999)))
-    assert last + (1 - last) == pytest.approx(exact, abs=1e-3)
-    assert last < 1e-4  # nothing of the image is left
+    one, zero = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double()
+    of_image = float(noised(SCHEDULE, one, zero, steps(999))) ** 2
+    of_noise = float(noised(SCHEDULE, zero, one, steps(999))) ** 2
+    assert of_image + of_noise == pytest.approx(exact, abs=1e-3)  # of an image of unit variance
+    assert of_image == pytest.approx(float(alpha_bar(SCHEDULE, steps(999))))
+    assert of_image < 1e-4  # nothing of the image is left
     t = torch.full((400_000,), 999)
     images = normal(400_000, 1, 1, 1)
     ended = noised(SCHEDULE, images, normal(400_000, 1, 1, 1, seed=1), t)

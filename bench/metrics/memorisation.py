@@ -21,6 +21,7 @@ from torch import Tensor
 
 DEPTHS = (1, 2, 4, 8)  # test images in order of place: a few may have duplicates in training
 LEVEL = 1e-4  # of both tests together: ten methods x three seeds are accused once in 300 boards
+ENTRIES = 2**27  # of a matrix of products: 1 GiB in float64
 EFFECT = 0.55  # AUC: thousands of samples make any difference significant; less is not copying
 
 
@@ -103,7 +104,11 @@ def places(points: Tensor, train: Tensor, held_out: Tensor) -> Tensor:
 
 
 def nearest(points: Tensor, others: Tensor, rows: int = 1024) -> Tensor:
-    """Return the Euclidean distance of each point to the nearest of the others, float64 (N,)."""
+    """Return the Euclidean distance of each point to the nearest of the others, float64 (N,).
+
+    So many rows are taken at a time, or as many as make a matrix of `ENTRIES`.
+    """
+    rows = max(1, min(rows, ENTRIES // max(1, len(others))))
     wide = others.double()
     squares = wide.square().sum(1)
     parts = []
