@@ -38,6 +38,7 @@ from bench.estimated import Estimated
 from bench.memory import Refused
 from bench.results import Code, Machine, content_sha256
 from bench.saving import Way
+from bench.studies import cost_time
 from bench.timing import Lost
 
 FAST = {"window_steps": 2, "windows": 2, "warm_limit": 3, "stored_mib": 1}
@@ -243,6 +244,41 @@ def test_the_peak_is_that_of_this_program(tmp_path):
     status = tmp_path / "status"
     status.write_text("VmPeak:\t 9999 kB\nVmHWM:\t  1234 kB\nVmRSS:\t 1000 kB\n")
     assert gauge.peak_rss(status) == 1234 * 1024
+
+
+# The study of times on a card
+
+
+def test_the_ratio_of_times_is_that_of_the_bare_steps_in_turns(monkeypatch):
+    settings = cost_time.SETTINGS
+    asked = []
+
+    def turns_of(cells, place, protocol, stall):
+        asked.append([(of.spec.method, of.spec.batch_per_card, of.spec.precision) for of in cells])
+        for of, seconds in zip(cells, (3.0, 2.0), strict=True):
+            modes = {"step": seconds, "pipeline": 1.5 * seconds}
+            found = {m: costs.mode_of(WARM, [value] * 5, 32) for m, value in modes.items()}
+            yield of, measured(of, modes=found)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(costing, "here", lambda device, threads: turns.Place(H100))
+    monkeypatch.setattr(turns, "measure", turns_of)
+    found = cost_time.observe(0, settings)
+    assert asked == [[("simclr", 32, "fp32"), ("moco_v2", 32, "fp32")]]
+    assert found.values == {"time_ratio": pytest.approx(1.5)}
+    assert found.shown["time_ratio_with_views"] == pytest.approx(1.5)
+    assert found.shown["memory_ratio_measured"] == 1
+    assert found.stamps == ("measured on NVIDIA H100 80GB HBM3",)
+
+
+def test_times_on_a_card_need_one_and_both_methods(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no card is here"):
+        cost_time.observe(0, cost_time.SETTINGS)
+    one, lost = measured(cell(method="simclr")), measured(cell(method="moco_v2"))
+    lost = lost.model_copy(update={"status": "out_of_memory", "reason": "80 GiB were not enough"})
+    with pytest.raises(UserError, match="moco_v2 was not measured: out_of_memory: 80 GiB"):
+        cost_time.compare(cost_time.SETTINGS, {"simclr": one, "moco_v2": lost})
 
 
 # Result files

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-NAMES = ("infonce_tight", "head_why", "gan_losses", "cost")
+NAMES = ("infonce_tight", "head_why", "gan_losses", "cost", "cost_time")
 
 
 @dataclass(frozen=True)
