@@ -158,13 +158,16 @@ def _train(folder: Path, orders: dict[str, Any], rank: int, world: int) -> dict[
     artifacts, samples, refused = _save(folder, model) if rank == 0 else {}, {}, []
     if rank == 0 and card.sampling is not None and sampling.wanted(orders["evaluations"]):
         try:
-            samples = _sample(folder, orders, plugin, card, model, trainer, meta["num_classes"])
+            samples = sampling.draw_all(
+                folder, orders, plugin, card, model, trainer, images, meta["num_classes"]
+            )
         except sampling.BadSamples as error:
             return _outcome("invalid", str(error))
         refused = _picture(folder, orders, plugin, card, model, trainer)
     if samples:
         cost["sampling_seconds"] = sum(s["seconds"] for s in samples.values())
-    artifacts |= {s["file"]: {k: s[k] for k in ("sha256", "bytes")} for s in samples.values()}
+    files = [f for s in samples.values() for f in (s, s.get("reconstructions")) if f]
+    artifacts |= {file["file"]: {k: file[k] for k in ("sha256", "bytes")} for file in files}
     notes = [*refused, *([f"changed global state: {', '.join(changed)}"] if changed else [])]
     if card.role == "method" and trainer.step_index < trainer.steps:
         notes.append(f"stopped after {trainer.step_index} of {trainer.steps} steps")
@@ -196,59 +199,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-
-
-def _sample(
-    folder: Path,
-    orders: dict[str, Any],
-    plugin: Any,
-    card: Any,
-    model: Any,
-    trainer: Any,
-    num_classes: int,
-) -> dict[str, dict[str, Any]]:
-    """Draw what the run's protocols over samples ask for; return what lies where by their hash.
-
-    Raises:
-        BadSamples: what the plugin returned is not what it was asked for.
-        Interrupted: a signal came; the trained model's checkpoint stands.
-    """
-    import time
-
-    from bench import cards, sampling
-    from bench.engine import Interrupted
-
-    def between() -> None:
-        trainer.meter.beat(trainer.step_index)
-        if trainer.stop_signal:
-            raise Interrupted(trainer.stop_signal)
-
-    drawn = {}
-    for protocol in sampling.wanted(orders["evaluations"]):
-        settings = cards.sampling_object(card, protocol.settings["sampling"])
-        count = protocol.settings["samples"]
-        labels = sampling.balanced_labels(count, num_classes) if card.conditional else None
-        begun = time.perf_counter()
-        images = sampling.draw(
-            lambda num_images, labels, settings=settings: plugin.call(
-                "generate", model=model, num_images=num_images, labels=labels, sampling=settings
-            ),
-            count,
-            orders["spec"]["image_size"],
-            labels,
-            seed=orders["spec"]["seed"],
-            device=trainer.device,
-            between=between,
-        )
-        seconds = time.perf_counter() - begun
-        name = sampling.file_name(protocol.hash)
-        drawn[protocol.hash] = {
-            "file": name,
-            "sampling": cards.sampling_values(settings),
-            "num_classes": num_classes if card.conditional else 0,
-            "seconds": round(seconds, 3),
-        } | sampling.save(folder, name, images)
-    return drawn
 
 
 def _picture(

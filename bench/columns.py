@@ -44,6 +44,7 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("kid", "KID x 1000"),
         ("fd", "FD"),
         ("fd_limit", "FD, limit in 1/N (misfit)"),
+        ("reconstruction_fd", "FD of reconstructions"),
         ("precision", "precision"),
         ("recall", "recall"),
         ("density", "density"),
@@ -219,6 +220,8 @@ def named_by(title: str, settings: Mapping[str, Any]) -> str:
     extractor, samples = settings.get("extractor"), settings.get("samples")
     if extractor is None or samples is None:
         return title
+    if extractor.startswith("encoder:"):  # by its weights, wherever they lie
+        extractor = f"encoder-{extractor.rpartition('@')[2]}"
     for metric in ("FD", "KID"):
         if title.startswith(metric):
             named = column_name(extractor, metric, samples, allow_small=True)

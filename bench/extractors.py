@@ -45,6 +45,7 @@ LITE0_SIZE = 96  # pixels; it was trained at 224
 PIXELS = "pixels"
 
 INCEPTION = "inception"
+ENCODER = "encoder:"  # how the name of an exported backbone begins
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -63,6 +64,7 @@ class Extractor:
         num_features: D.
         version: of all that is done to images before the network; a change is another extractor.
         network: uint8 images (B, 3, H, W) to float32 features (B, D).
+        trained_on: the hash of the data set that it was trained on, "" of a network from elsewhere.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Extractor:
     num_features: int
     version: str
     network: Callable[[Tensor], Tensor]
+    trained_on: str = ""
 
     @property
     def sha256(self) -> str:
@@ -142,17 +145,26 @@ def named(name: str) -> Extractor:
     """Return an extractor by the name that a protocol's settings have.
 
     Args:
-        name: efficientnet_lite0, inception, pixels, or `encoder:FOLDER` of `bench export`.
+        name: efficientnet_lite0, inception (its weights downloaded where they are missing and
+            nothing names another place), pixels, or
+            `encoder:FOLDER@SHA` of `bench export`, pinned by the first ten digits of its weights'
+            sha256.
 
     Raises:
         UnknownName: none has the name.
         UserError: its package or its weights are not there, or have other bytes.
     """
-    if name.startswith("encoder:"):
-        return exported(Path(name.partition(":")[2]))
-    makers = {LITE0: efficientnet_lite0, INCEPTION: inception, PIXELS: pixels}
+    if name.startswith(ENCODER):
+        place, _, pinned = name.removeprefix(ENCODER).rpartition("@")
+        if place and re.fullmatch(r"[0-9a-f]{10}", pinned):
+            return exported(Path(place), sha256=pinned)
+        pin = exported(Path(name.removeprefix(ENCODER))).weights_sha256[:10]
+        raise UserError(f"extractor {name} names a place, not its weights; say {name}@{pin}")
+    if name == INCEPTION:
+        return inception(download=True)
+    makers = {LITE0: efficientnet_lite0, PIXELS: pixels}
     if name not in makers:
-        raise UnknownName("extractor", name, [*makers, "encoder:FOLDER"])
+        raise UnknownName("extractor", name, [LITE0, INCEPTION, PIXELS, "encoder:FOLDER@SHA"])
     return makers[name]()
 
 
@@ -290,7 +302,7 @@ def exported(folder: Path, *, sha256: str = "") -> Extractor:
     evaluations showed them. Its name has the first ten digits of its weights' sha256.
 
     Args:
-        sha256: that a track has pinned; any if it is not given.
+        sha256: that is pinned, or its first digits; any if it is not given.
 
     Raises:
         UserError: no such folder, weights of other bytes than pinned or than config.json says, or
@@ -300,13 +312,13 @@ def exported(folder: Path, *, sha256: str = "") -> Extractor:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         told = config["bench"]
         spec, kind, recorded = told["spec"], told["input"], told["weights_sha256"]
-        size, backbone = spec["image_size"], spec["backbone"]
+        size, backbone, seen = spec["image_size"], spec["backbone"], str(spec["data"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} holds no config.json as `bench export` writes it ({type(error).__name__}: "
             f"{error}); export the encoder again"
         ) from None
-    if sha256 and sha256 != recorded:
+    if not recorded.startswith(sha256):
         raise UserError(
             f"{folder} holds weights {recorded[:10]}, pinned are {sha256[:10]}; export that run"
         )
@@ -324,7 +336,8 @@ def exported(folder: Path, *, sha256: str = "") -> Extractor:
         return found[0] if draws == 1 else torch.stack(found).mean(0)
 
     version = f"1: {size} px triangle, {kind}, {json.dumps(backbone, sort_keys=True)}"
-    return Extractor(f"encoder-{recorded[:10]}", recorded, network.num_features, version, embed)
+    name = f"encoder-{recorded[:10]}"
+    return Extractor(name, recorded, network.num_features, version, embed, trained_on=seen)
 
 
 def _pinned(path: Path, sha256: str) -> bytes:

@@ -206,6 +206,16 @@ def generate(model: nn.Module, num_images: int, labels: Tensor | None, sampling:
 
 
 @hookspec(firstresult=True)
+def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
+    """Return what the model gives back of images, both float (B, 3, H, W) in [-1, 1]; optional.
+
+    For methods with an autoencoder: called in the child after `generate`, with the reference images
+    of each protocol over samples, whose distance to their reconstructions then stands beside that
+    of the samples. The first non-None result wins.
+    """
+
+
+@hookspec(firstresult=True)
 def picture(model: nn.Module, engine: Engine, sampling: Any) -> dict[str, Tensor]:
     """Return named pictures, each float (rows, columns, 3, H, W) in [-1, 1]; optional.
 

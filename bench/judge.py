@@ -180,7 +180,7 @@ def _evaluate(
                 entries |= all_entries([protocol], shown[protocol.hash], spec["seed"])
         if kind != "rgb" and load is not None:
             noisy.store_plain(entries, protocols, subject, backbone, spec["seed"])
-        write_sheets(folder, subject)
+        write_sheets(folder, subject, spec["seed"])
         if orders["plugin"] is not None:
             faults = integrity.check(
                 backbone, sha256, dataset, split, seen, seed=spec["seed"], kind=kind
@@ -215,11 +215,12 @@ def read_samples(
     }
 
 
-def write_sheets(folder: Path, subject: Subject) -> None:
+def write_sheets(folder: Path, subject: Subject, seed: int) -> None:
     """Write the sheets of what a method drew, under the protocol's hash, into the run's folder."""
+    import numpy as np
     import torch
 
-    from bench import sheets
+    from bench import sampling, sheets
     from bench.features import coarse
 
     if not subject.samples:
@@ -235,6 +236,10 @@ def write_sheets(folder: Path, subject: Subject) -> None:
         if nearest.shape[1] == 1:
             nearest = nearest.repeat(3, axis=1)
         sheets.write(folder, f"neighbours.{protocol}", sheets.neighbours(some, nearest))
+        if (again := samples.reconstructions) is not None:
+            rows = sampling.reference_rows(len(train), len(again), seed)[: sheets.NEIGHBOURS]
+            shown = np.broadcast_to(train[rows], again[: len(rows)].shape)  # gray as three
+            sheets.write(folder, f"reconstructed.{protocol}", sheets.neighbours(shown, again))
 
 
 def data_facts(dataset: Dataset, split: Split, test: bool) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import evaluations
+from bench import cards, evaluations
+from bench.backbones import to_input
+from bench.data.resize import centre
+from bench.engine import Interrupted
 from bench.files import write_atomically
 from bench.identity import stream
 from bench.results import SAMPLES
 
 if TYPE_CHECKING:
+    from bench.engine import Trainer
     from bench.evaluations import Protocol
+    from bench.hookspecs import MethodCard
 
 CHUNK = 250  # images at a time: a sign of life between two of them
 SLACK = 1e-3  # of rounding beyond [-1, 1]
@@ -42,11 +49,14 @@ class Samples:
         images: uint8 (N, 3, H, W).
         labels: int64 (N,) that were asked for, None if the method is not conditional.
         sampling: every sampling setting, as JSON.
+        reconstructions: of the reference images, in their order, uint8 (N, 3, H, W); None of a
+            method that reconstructs nothing.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     sampling: dict[str, Any]
+    reconstructions: np.ndarray | None = None
 
 
 def wanted(entries: Sequence[Mapping[str, Any]]) -> list[Protocol]:
@@ -59,9 +69,16 @@ def wanted(entries: Sequence[Mapping[str, Any]]) -> list[Protocol]:
     return [protocol for protocol in found if protocol.needs == "samples"]
 
 
-def file_name(protocol_hash: str) -> str:
-    """Return the name of the file of a protocol's samples in a run's folder."""
-    return f"{SAMPLES}{protocol_hash[:12]}.npy"
+def file_name(protocol_hash: str, kind: str = "") -> str:
+    """Return the name of the file of a protocol's samples, or of reconstructions, in a run's
+    folder."""
+    return f"{SAMPLES}{protocol_hash[:12]}{kind}.npy"
+
+
+def reference_rows(num_images: int, count: int, seed: int) -> np.ndarray:
+    """Return which training images samples are compared with, ascending; each seed has its own."""
+    generator = np.random.default_rng(stream(seed, "evaluate", "generation", 0))
+    return np.sort(generator.permutation(num_images)[:count])
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Tensor:
@@ -104,36 +121,118 @@ def draw(
         torch.manual_seed(stream(seed, "generate", number))
         with torch.no_grad():
             images = generate(num_images=count, labels=asked)
-        _refuse(images, (count, 3, image_size, image_size))
+        _refuse("generate", images, (count, 3, image_size, image_size))
         parts.append(to_uint8(images))
     return np.concatenate(parts)
 
 
-def _refuse(images: Any, shape: tuple[int, ...]) -> None:
+def reconstruct(
+    again: Callable[[Tensor], Any],
+    images: np.ndarray,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    between: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Return what a method gives back of uint8 images (N, C, H, H), as uint8 (N, 3, H, H).
+
+    Args:
+        again: called with `images`, float (B, 3, H, H) in [-1, 1], of each chunk.
+        seed, device, between: as for `draw`.
+
+    Raises:
+        BadSamples: as `draw`.
+    """
+    parts = []
+    for number, start in enumerate(range(0, len(images), CHUNK)):
+        between()
+        shown = to_input(torch.from_numpy(images[start : start + CHUNK])).to(device)
+        torch.manual_seed(stream(seed, "generate", "reconstruct", number))
+        with torch.no_grad():
+            found = again(images=shown)
+        _refuse("reconstruct", found, tuple(shown.shape))
+        parts.append(to_uint8(found))
+    return np.concatenate(parts)
+
+
+def draw_all(
+    folder: Path,
+    orders: Mapping[str, Any],
+    plugin: Any,
+    card: MethodCard,
+    model: Any,
+    trainer: Trainer,
+    stored: np.ndarray,
+    num_classes: int,
+) -> dict[str, dict[str, Any]]:
+    """Draw what a run's protocols over samples ask for; return what lies where by their hash.
+
+    Args:
+        stored: the images that the method was trained on, uint8 (N, C, H, W), perhaps larger.
+
+    Raises:
+        BadSamples: what the plugin returned is not what it was asked for.
+        Interrupted: a signal came; the trained model's checkpoint stands.
+    """
+
+    def between() -> None:
+        trainer.meter.beat(trainer.step_index)
+        if trainer.stop_signal:
+            raise Interrupted(trainer.stop_signal)
+
+    shared: dict[str, Any] = {
+        "seed": orders["spec"]["seed"],
+        "device": trainer.device,
+        "between": between,
+    }
+    drawn = {}
+    for protocol in wanted(orders["evaluations"]):
+        settings = cards.sampling_object(card, protocol.settings["sampling"])
+        count, key = protocol.settings["samples"], protocol.hash
+        labels = balanced_labels(count, num_classes) if card.conditional else None
+        begun = time.perf_counter()
+        generate = partial(plugin.call, "generate", model=model, sampling=settings)
+        images = draw(generate, count, trainer.image_size, labels, **shared)
+        seconds = time.perf_counter() - begun
+        drawn[key] = {
+            "sampling": cards.sampling_values(settings),
+            "num_classes": num_classes if card.conditional else 0,
+            "seconds": round(seconds, 3),
+        } | save(folder, file_name(key), images)
+        if plugin.has("reconstruct"):
+            rows = reference_rows(len(stored), protocol.settings["reference"], shared["seed"])
+            again = partial(plugin.call, "reconstruct", model=model)
+            found = reconstruct(again, centre(stored[rows], trainer.image_size), **shared)
+            drawn[key]["reconstructions"] = save(folder, file_name(key, "-again"), found)
+    return drawn
+
+
+def _refuse(hook: str, images: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(images, Tensor):
-        raise BadSamples(f"generate returned {type(images).__name__}, expected a tensor {shape}")
+        raise BadSamples(f"{hook} returned {type(images).__name__}, expected a tensor {shape}")
     if tuple(images.shape) != shape:
-        raise BadSamples(f"generate returned images {tuple(images.shape)}, expected {shape}")
+        raise BadSamples(f"{hook} returned images {tuple(images.shape)}, expected {shape}")
     if not images.is_floating_point():
-        raise BadSamples(f"generate returned {images.dtype}, expected floats in [-1, 1]")
+        raise BadSamples(f"{hook} returned {images.dtype}, expected floats in [-1, 1]")
     bad = int((~images.flatten(1).isfinite()).any(1).sum())
     if bad:
-        raise BadSamples(f"generate returned {bad} of {len(images)} images that are not finite")
+        raise BadSamples(f"{hook} returned {bad} of {len(images)} images that are not finite")
     low, high = float(images.min()), float(images.max())
     if low < -1 - SLACK or high > 1 + SLACK:
         raise BadSamples(
-            f"generate returned values from {low:.3g} to {high:.3g}, expected [-1, 1]; end with "
+            f"{hook} returned values from {low:.3g} to {high:.3g}, expected [-1, 1]; end with "
             "tanh or clamp"
         )
 
 
 def save(folder: Path, name: str, images: np.ndarray) -> dict[str, Any]:
-    """Write an array whole or not at all; return its sha256 and size in bytes."""
+    """Write an array whole or not at all; return its name, its sha256 and its size in bytes."""
     buffer = io.BytesIO()
     np.save(buffer, images, allow_pickle=False)
     content = buffer.getvalue()
     write_atomically(folder / name, content)
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"file": name} | facts
 
 
 def read(folder: Path, drawn: Mapping[str, Any], num_images: int, image_size: int) -> Samples:
@@ -142,14 +241,21 @@ def read(folder: Path, drawn: Mapping[str, Any], num_images: int, image_size: in
     Raises:
         BadSamples: the file is not the one that was announced, or holds something else.
     """
-    path = folder / drawn["file"]
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != drawn["sha256"]:
-        raise BadSamples(f"{path.name} was changed after the run wrote it")
-    images = np.load(io.BytesIO(content), allow_pickle=False)
     expected = (num_images, 3, image_size, image_size)
-    if images.dtype != np.uint8 or images.shape != expected:
-        raise BadSamples(f"{path.name} holds {images.dtype} {images.shape}, expected {expected}")
+    images = _announced(folder, drawn, expected)
+    again = drawn.get("reconstructions")
     classes = drawn["num_classes"]
     labels = balanced_labels(num_images, classes).numpy() if classes else None
-    return Samples(images, labels, dict(drawn["sampling"]))
+    reconstructions = _announced(folder, again, expected) if again else None
+    return Samples(images, labels, dict(drawn["sampling"]), reconstructions)
+
+
+def _announced(folder: Path, said: Mapping[str, Any], expected: tuple[int, ...]) -> np.ndarray:
+    path = folder / said["file"]
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != said["sha256"]:
+        raise BadSamples(f"{path.name} was changed after the run wrote it")
+    images = np.load(io.BytesIO(content), allow_pickle=False)
+    if images.dtype != np.uint8 or images.shape != expected:
+        raise BadSamples(f"{path.name} holds {images.dtype} {images.shape}, expected {expected}")
+    return images

@@ -22,7 +22,7 @@ ROWS = COLUMNS = 8
 NEIGHBOURS = 12  # samples on the sheet of nearest training images
 GAP = 2  # white pixels between tiles
 MOST_PIXELS = 4096  # a side of a sheet
-OWN = ("samples", "neighbours")  # of the names that sheets have, those no plugin may take
+OWN = ("samples", "neighbours", "reconstructed")  # sheets of the harness, which no plugin makes
 
 
 class BadSheet(ValueError):
@@ -64,7 +64,8 @@ def grid(images: np.ndarray) -> bytes:
 
 
 def neighbours(samples: np.ndarray, nearest: np.ndarray) -> bytes:
-    """Return samples (N, C, H, W) above their nearest training images, the first twelve."""
+    """Return samples (N, C, H, W) above their nearest training images, or images above their
+    reconstructions: the first twelve."""
     return sheet(np.stack([samples[:NEIGHBOURS], nearest[:NEIGHBOURS]]))
 
 

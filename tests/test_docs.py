@@ -20,6 +20,8 @@ import pytest
 import small_track
 from fill_board import PLUGIN, README, ROOT, filled, main_table
 
+from bench.cli import bench
+
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TUTORIAL = ROOT / "docs" / "writing-a-plugin.md"
 REDUCED = ["--limit", "160", "--epochs", "1", "--seeds", "1", "--batch-size", "80"]
@@ -194,10 +196,7 @@ def patch(file: Path, difference: str) -> None:
     "command", sorted(set(re.findall(r"`bench ([\w-]+)", "".join(p.read_text() for p in PAGES))))
 )
 def test_commands_named_in_the_docs_exist(command: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "bench", command, "--help"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    assert command in bench.commands
 
 
 def test_the_protocols_page_has_every_protocol_with_its_hash():

@@ -7,6 +7,7 @@ import io
 import json
 import urllib.error
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_export import finished
 from torch import Tensor
 
 from bench import backbones, extractors, features, results
+from bench.columns import named_by
 from bench.errors import UserError
 from bench.extractors import Extractor
 
@@ -227,8 +229,14 @@ def test_inception_is_downloaded_only_if_asked_for_and_checked(
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UserError, match=r"could not download https://github\.com.*no route"):
-        extractors.inception(download=True)
+    for get in (
+        partial(extractors.inception, download=True),
+        partial(extractors.named, extractors.INCEPTION),
+    ):
+        with pytest.raises(UserError, match=r"could not download https://github\.com.*no route"):
+            get()
+    with pytest.raises(UserError, match="no Inception weights at"):
+        extractors.inception()
 
     def another(url: str, path: str, progress: bool) -> None:
         Path(path).write_bytes(b"a page that asks to log in")
@@ -275,6 +283,11 @@ def test_an_exported_encoder_gives_the_features_of_its_run(tmp_path: Path) -> No
     expected = backbone(backbones.to_input(torch.from_numpy(images)))
     assert torch.allclose(extractors.features(extractor, images), expected, atol=1e-5)
     assert extractors.features(extractor, pixels(4, size=48)).shape == (4, 8)
+    assert extractor.trained_on == run.spec["data"]["sha256"]
+    found = extractors.named(f"encoder:{folder}@{sha256[:10]}")  # as a track's settings have it
+    assert (found.name, found.sha256) == (extractor.name, extractor.sha256)
+    settings = {"extractor": f"encoder:{folder}@{sha256[:10]}", "samples": 2000}
+    assert named_by("FD", settings) == f"FD(encoder-{sha256[:10]})"
 
 
 @torch.no_grad()
@@ -302,6 +315,10 @@ def test_an_encoder_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> Non
     recorded = run.artifacts["backbone.safetensors"].sha256
     with pytest.raises(UserError, match=f"weights {recorded[:10]}, pinned are 0000000000"):
         extractors.exported(folder, sha256="0" * 64)
+    with pytest.raises(UserError, match="pinned are 0000000000"):
+        extractors.named(f"encoder:{folder}@{'0' * 10}")
+    with pytest.raises(UserError, match=f"not its weights; say encoder:.*@{recorded[:10]}$"):
+        extractors.named(f"encoder:{folder}")
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

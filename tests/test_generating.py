@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_runs
 import synthetic_results
+from PIL import Image
 from test_defects import carry_out, defect
 
 from bench import page_files, results, session, sheets
@@ -122,6 +123,32 @@ def test_returned_training_images_are_marked(tmp_path: Path) -> None:
     measured = entry(result)[1]
     assert measured.metrics["memorisation"] > 99
     assert any("memorised: 30 of 30" in stamp for stamp in measured.stamps)
+
+
+def test_reconstructions_are_compared_with_the_images_that_were_given_back(tmp_path: Path) -> None:
+    source = Path(defect("copies_training")).read_text()
+    head = "\n\n@hookimpl\ndef reconstruct(model, images):\n    return "
+    found = {}
+    for name, body in (("same", "images"), ("dark", "images - (images + 1) / 4")):
+        (tmp_path / f"{name}.py").write_text(f"{source}{head}{body}\n")
+        spec = planned(str(tmp_path / f"{name}.py"), tmp_path)
+        found[name] = carry_out([spec], tmp_path / "runs")[name]
+        assert found[name].status == "done", found[name].reason
+    key, measured = entry(found["same"])
+    assert file_name(key, "-again") in found["same"].artifacts
+    assert measured.metrics["reconstruction_fd"] == pytest.approx(0, abs=1e-6)
+    assert entry(found["dark"])[1].metrics["reconstruction_fd"] > 1
+    folder = tmp_path / "runs" / found["same"].run_id
+    sheet = np.asarray(Image.open(folder / "sheets" / f"reconstructed.{key}.png"))
+    height = (sheet.shape[0] - 2) // 2
+    above, below = sheet[2:].reshape(2, height, *sheet.shape[1:])
+    assert (above == below).all()  # images over themselves
+    assert above.std() > 10
+
+    (tmp_path / "flat.py").write_text(f"{source}{head}images[:, :1]\n")
+    result = carry_out([planned(str(tmp_path / "flat.py"), tmp_path)], tmp_path / "runs")["flat"]
+    assert result.status == "invalid"
+    assert result.reason.startswith("reconstruct returned images (30, 1, 16, 16), expected (30, 3")
 
 
 def test_pictures_that_fail_leave_the_run_and_its_samples(tmp_path: Path) -> None:

@@ -103,10 +103,11 @@ def test_pictures_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
         "none": None,
         "samples": torch.zeros(2, 3, 3, 8, 8),  # the harness's own, which nobody chooses
         "neighbours": torch.zeros(2, 3, 3, 8, 8),
+        "reconstructed": torch.zeros(2, 3, 3, 8, 8),
     }
     refused = sheets.write_pictures(tmp_path, pictures)
     assert [path.name for path in tmp_path.rglob("*.png")] == ["good.png"]
-    assert len(refused) == 7
+    assert len(refused) == 8
     assert sheets.write_pictures(tmp_path, [1]) == [
         "picture returned list, expected a dict of tensors"
     ]

@@ -10,7 +10,8 @@ the name.
 The reference are training images, fixed by a hash of their rows; tuning scores the distance to the
 validation images. Copies are looked for among all training images, mirrored ones too, by pixels
 averaged to 16 x 16; what is usual is told by test images, or where the test split is closed by one
-half of the validation images against the other.
+half of the validation images against the other. Of a method that reconstructs,
+`reconstruction_fd` is the Frechet distance of the reference to its own reconstructions.
 
 Conditional methods are asked for each class equally often. `class_accuracy` is that of a logistic
 classifier fitted on the reference's features, `class_accuracy_least` its worst class; the
@@ -36,7 +37,7 @@ from bench.features import coarse
 from bench.identity import stream
 from bench.metrics import classes, coverage, frechet, kernel, memorisation
 from bench.metrics.names import LEAST_SAMPLES, MEMORISED
-from bench.sampling import Samples
+from bench.sampling import Samples, reference_rows
 
 ID = "generation"
 VERSION = 1
@@ -109,6 +110,11 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
         found, said = class_metrics(subject, extractor, drawn, samples.labels, real, rows, seed)
         metrics |= found
         stamps += said
+    if samples.reconstructions is not None:
+        again = seen(extractor, samples.reconstructions, subject)
+        metrics["reconstruction_fd"] = frechet.distance(again, real)
+    if extractor.trained_on == subject.dataset.sha256:
+        stamps.append(f"{extractor.name} was trained on images of this data set")
     copied = copies(samples.images, train, held, subject, seed)
     metrics["memorisation"] = 100.0 * copied.auc
     if copied.accused:
@@ -198,12 +204,6 @@ def measure(drawn: Tensor, real: Tensor, *, seed: int) -> tuple[dict[str, float]
         return found, [f"no fd64: {error}"]
     found["fd64"] = frechet.distance(along(drawn), along(real))
     return found, []
-
-
-def reference_rows(num_images: int, count: int, seed: int) -> np.ndarray:
-    """Return which training images are the reference, ascending; each seed has its own."""
-    generator = np.random.default_rng(stream(seed, "evaluate", ID, 0))
-    return np.sort(generator.permutation(num_images)[:count])
 
 
 def copies(
