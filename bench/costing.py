@@ -287,8 +287,8 @@ class _Work:
         same = cost.protocol.hash == self.protocol.hash and cost.code == cell.code
         if at and cost.machine.cores != machine.cores:
             return None  # virtual machines of several sizes have processors of one name
-        if cost.status == "out_of_memory" and cell.spec.device == "cpu":
-            return None  # of what was free then
+        if cost.status == "out_of_memory" and (cost.others or cell.spec.device == "cpu"):
+            return None  # of what was free then, on a card that others had a part of
         return cost if cost.status in costs.KEPT and same and versions[0] == versions[1] else None
 
     def _estimated(self, cell: Cell, found: Estimated) -> Cost:

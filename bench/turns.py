@@ -51,6 +51,7 @@ def measure(
     """
     alone: list[Cell] = []
     ended: dict[str, Lost] = {}
+    beside: dict[str, list[str]] = {}  # who else was on the card when a cell ended
     live: dict[str, CellProcess] = {}
     of = {cell.spec.label: cell for cell in cells}
     warmth: dict[str, dict[str, timing.Warmth]] = {}
@@ -62,6 +63,7 @@ def measure(
                 warmth[name] = timing.begin(process, protocol.settings, bounded=bounded)
                 live[name] = process
             except Lost as lost:
+                beside[name] = _others(live | {name: process})
                 process.kill()
                 if lost.status == "out_of_memory" and live:
                     alone.append(cell)
@@ -71,6 +73,7 @@ def measure(
             process.forget_load()
         seconds, lost_later = timing.take_turns(live, warmth, protocol.settings["windows"])
         for name, lost in lost_later.items():
+            beside[name] = _others(live)
             if lost.status == "out_of_memory" and len(live) > 1:
                 live.pop(name).kill()
                 alone.append(of[name])
@@ -89,7 +92,7 @@ def measure(
             yield cell, costs.with_derived(fields | found[name] | {"others": others})
         elif name in ended:
             status = {"status": ended[name].status, "reason": str(ended[name])[:LONGEST_REASON]}
-            yield cell, costs.with_derived(fields | status)
+            yield cell, costs.with_derived(fields | status | {"others": beside.get(name, [])})
     for cell in alone:
         yield from measure([cell], place, protocol, stall)
 

@@ -602,6 +602,7 @@ def test_a_cell_that_does_not_fit_alone_is_out_of_memory(scripted):
     found = measure_two(turns.Place(H100, uuid="GPU-1"))
     assert {cost.status for cost in found.values()} == {"out_of_memory"}
     assert found["two"].reason == "CUDA out of memory"
+    assert found["two"].others == ["another process was on the card"]
 
 
 # A whole call

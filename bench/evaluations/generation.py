@@ -51,6 +51,7 @@ SETTINGS = {
 NEEDS = "samples"
 KID_SCALE = 1000.0  # the papers' unit: KID x 1000
 USUAL_IMAGES = 2000  # test images that say what is usual, and that a score is over
+USUAL_PER_CLASS = 20  # of these, of each of more than a hundred classes
 CLASSIFIER_L2 = 1e-2  # of the independent classifier, the constant of `few_labels`
 
 
@@ -150,6 +151,8 @@ def class_metrics(
     """Return what two classifiers say of samples that were drawn for classes, in percent, and a
     remark where one of them cannot be asked."""
     labels, count = torch.from_numpy(asked), len(subject.dataset.class_names)
+    if missing := sorted(set(range(count)) - set(asked.tolist())):
+        return {}, [f"no class accuracy: no sample of class {missing[0]}, there are {len(asked)}"]
     scale = standardiser(real)
     solution = solve(
         scale(real), subject.features.train_labels[rows], num_classes=count, l2=[CLASSIFIER_L2]
@@ -158,7 +161,7 @@ def class_metrics(
     found = {"class_accuracy": named.top1, "class_accuracy_least": named.least}
     split = "test" if subject.test else "validation"
     known = getattr(subject.features, f"{split}_labels")
-    shown = spread_rows(known, USUAL_IMAGES, seed)
+    shown = spread_rows(known, max(USUAL_IMAGES, USUAL_PER_CLASS * count), seed)
     if absent := sorted(set(range(count)) - set(known[shown].tolist())):
         return found, [f"no classification accuracy score: no {split} image of class {absent[0]}"]
     score = classes.accuracy_score(

@@ -139,6 +139,14 @@ def test_a_class_without_test_images_has_no_score_and_loses_nothing_else() -> No
     assert "no classification accuracy score: no test image of class 2" in found.stamps
 
 
+def test_fewer_samples_than_classes_have_no_class_accuracy_and_lose_nothing_else() -> None:
+    images, labels = squares(120, 9)
+    found = measured(subject(data=data()), images, np.zeros_like(labels))
+    assert not any(name.startswith("class") for name in found.metrics)
+    assert found.metrics["kid"] > 0
+    assert "no class accuracy: no sample of class 1, there are 120" in found.stamps
+
+
 def test_a_closed_test_split_gives_validation_scores_alone() -> None:
     closed = subject(data=data(), test=False)
     found = measured(closed, squares(120, 9)[0])
