@@ -285,6 +285,7 @@ class _Work:
             return None
         versions = [(m.torch, m.timm, m.python) for m in (cost.machine, machine)]
         same = cost.protocol.hash == self.protocol.hash and cost.code == cell.code
+        same = same and cost.harness == costs.harness()
         if at and cost.machine.cores != machine.cores:
             return None  # virtual machines of several sizes have processors of one name
         if cost.status == "out_of_memory" and (cost.others or cell.spec.device == "cpu"):

@@ -7,6 +7,7 @@ from, and a file in which they disagree is refused.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from bench.errors import UnknownName, UserError, first_fault
 from bench.identity import digest, protocol_hash
 from bench.results import Code, Machine, content_sha256, write_text
 from bench.saving import Way
+from bench.sources import source_sha256
 
 SCHEMA = 1
 FOLDER = "cost"
@@ -176,6 +178,14 @@ class Memory(_Part):
         return self.allocated["step"] if self.allocated else self.rss
 
 
+@functools.cache
+def harness() -> str:
+    """Return 12 hex digits over the harness's own part of a step, measured or estimated: the engine
+    and all modules that it is made of."""
+    here = Path(__file__)
+    return digest([source_sha256(here.with_name(f"{n}.py")) for n in ("gauge", "allocations")])[:12]
+
+
 class Cost(_Part):
     """A cell's result. `content_sha256` is filled in by `write`."""
 
@@ -199,6 +209,7 @@ class Cost(_Part):
     others: list[str] = []  # who else was on the card
     notes: list[str] = []
     code: Code
+    harness: str = ""  # what `harness` said then, "" in results from before it was noted
     machine: Machine
     content_sha256: str = ""
 

@@ -176,6 +176,7 @@ def fields_of(cell: Cell, place: Place, protocol: costs.Protocol) -> dict[str, A
         "title": cell.title,
         "protocol": applied,
         "code": cell.code,
+        "harness": costs.harness(),
         "machine": place.machine,
     }
 
