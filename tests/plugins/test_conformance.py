@@ -15,10 +15,15 @@ GAN = Path(__file__).parents[1] / "own_loop_gan.py"
 # The contract does not depend on the width: networks beside the backbone, narrow for speed.
 NARROW = {
     "began": {"width": "4"},
+    "bigan": {"width": "8", "discriminator_width": "8"},
     "biggan": {"widths": "16,16,8,8"},
+    "dcgan": {"width": "8"},
     "ddpm": {"width": "16"},
     "ddpm_cond": {"width": "16"},
+    "gan": {"width": "8"},
     "latent_diffusion": {"width": "16", "decoder_width": "8"},
+    "vae": {"width": "8"},
+    "wgan": {"width": "8"},
 }
 
 
