@@ -285,7 +285,7 @@ class _Work:
             return None
         versions = [(m.torch, m.timm, m.python) for m in (cost.machine, machine)]
         same = cost.protocol.hash == self.protocol.hash and cost.code == cell.code
-        same = same and cost.harness == costs.harness()
+        same = same and cost.harness == costs.harness(estimated=cost.status == costs.ESTIMATED)
         if at and cost.machine.cores != machine.cores:
             return None  # virtual machines of several sizes have processors of one name
         if cost.status == "out_of_memory" and (cost.others or cell.spec.device == "cpu"):
@@ -297,6 +297,7 @@ class _Work:
         more = {
             "cell": costs.name(cell.spec, ""),
             "status": costs.ESTIMATED,
+            "harness": costs.harness(estimated=True),
             "memory": costs.Memory(estimated=found.sizes),
             "flops_per_image": found.flops_per_image,
         }

@@ -670,7 +670,7 @@ def test_ctrl_c_leaves_finished_cells_and_a_second_call_goes_on(tmp_path, descri
     assert [line.endswith("(kept)") for line in said] == [True, True, False, False]
     costing.carry_out(request(tmp_path, force=True), lambda line: None)
     assert [len(cells) for cells in begun[4:]] == [2, 2]
-    monkeypatch.setattr(costs, "harness", lambda: "another")  # the engine was edited meanwhile
+    monkeypatch.setattr(costs, "harness", lambda **_: "another")  # the engine was edited meanwhile
     costing.carry_out(request(tmp_path), lambda line: None)
     assert [len(cells) for cells in begun[6:]] == [2, 2]
 
