@@ -241,14 +241,15 @@ class Tracer(Trainer):
         self._modes.enter_context(self.log_)
         counted = self.log_.flops
         with self._modes:
-            turn, before = (0, counted), 0  # when the slowest optimizer last moved, and its moves
+            turns, before = [], 0  # when the slowest optimizer moved, and its moves
             for number in range(1, MOST_STEPS + 1):
                 self._seed_forward()
                 yield self._batch(shapes)
                 self.step_index += 1
                 moved = [self._moves[id(optimizer)] for optimizer in self._optimizers.values()]
                 if min(moved, default=0) > before:
-                    turn, before = (number, self.log_.flops), min(moved)
+                    before = min(moved)
+                    turns.append((number, self.log_.flops))
                 if number >= STEPS and all(moves >= STEPS for moves in moved):
                     break
             still = [n for n, o in self._optimizers.items() if not self._moves[id(o)]]
@@ -258,10 +259,12 @@ class Tracer(Trainer):
                     "neither memory nor FLOPs; take settings by which all networks move sooner"
                 )
             share = (end - self._stage[0]) / self.steps
-            # An optimizer whose turn comes too seldom to be seen twice has moved once in a cycle.
-            once = before == 1 and turn[0] > MOST_STEPS // 2
-            cycle, flops = turn if once else (number, self.log_.flops)
-            per_step = (flops - counted) / cycle
+            per_step = (self.log_.flops - counted) / number
+            if len(turns) > 1:  # a cycle lies between two moves, wherever in it they are
+                (first, before_it), (second, after_it) = turns[0], turns[1]
+                per_step = (after_it - before_it) / (second - first)
+            elif turns and turns[0][0] > MOST_STEPS // 2:  # too seldom to be seen twice
+                per_step = (turns[0][1] - counted) / turns[0][0]
             self._flops.append((share, per_step * self.world / self.batch_size))
             if end == self.steps:
                 raise Enough

@@ -145,8 +145,7 @@ def named(name: str) -> Extractor:
     """Return an extractor by the name that a protocol's settings have.
 
     Args:
-        name: efficientnet_lite0, inception (its weights downloaded where they are missing and
-            nothing names another place), pixels, or
+        name: efficientnet_lite0, inception, pixels, or
             `encoder:FOLDER@SHA` of `bench export`, pinned by the first ten digits of its weights'
             sha256.
 
@@ -160,11 +159,9 @@ def named(name: str) -> Extractor:
             return exported(Path(place), sha256=pinned)
         pin = exported(Path(name.removeprefix(ENCODER))).weights_sha256[:10]
         raise UserError(f"extractor {name} names a place, not its weights; say {name}@{pin}")
-    if name == INCEPTION:
-        return inception(download=True)
-    makers = {LITE0: efficientnet_lite0, PIXELS: pixels}
+    makers = {LITE0: efficientnet_lite0, INCEPTION: inception, PIXELS: pixels}
     if name not in makers:
-        raise UnknownName("extractor", name, [LITE0, INCEPTION, PIXELS, "encoder:FOLDER@SHA"])
+        raise UnknownName("extractor", name, [*makers, "encoder:FOLDER@SHA"])
     return makers[name]()
 
 
@@ -288,8 +285,8 @@ def inception(path: Path | None = None, *, download: bool = False) -> Extractor:
 
 def _download(url: str, path: Path) -> None:
     """Fetch a file to `path`; it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=False)
     except OSError as error:  # URLError, too
         raise UserError(f"could not download {url}: {error}") from None

@@ -107,7 +107,8 @@ def sheets_section(track_id: str, board: Board, names: Sequence[str]) -> list[st
         return []
     said = (
         "The first samples of each method's first seed, none chosen; `neighbours`: samples above "
-        "the training images nearest to them in pixels."
+        "the training images nearest to them in pixels; `reconstructed`: reference images above "
+        "what the method gives back of them."
     )
     return ["## Samples", said, *blocks]
 

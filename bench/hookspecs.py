@@ -211,7 +211,8 @@ def reconstruct(model: nn.Module, images: Tensor) -> Tensor:
 
     For methods with an autoencoder: called in the child after `generate`, with the reference images
     of each protocol over samples, whose distance to their reconstructions then stands beside that
-    of the samples. The first non-None result wins.
+    of the samples; not where `--limit` keeps some of these from training. The first non-None result
+    wins.
     """
 
 

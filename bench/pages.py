@@ -233,7 +233,7 @@ def _status(board: Board, row: TableRow, stale: bool) -> str:
     marks += [f"local `{text(row.first.code.plugin_sha256[:8])}`"] if card.origin == "local" else []
     marks += ["published"] if row.published else []
     marks += ["**stale**"] if stale else []
-    marks += ["**memorised**: returns training images"] if row.memorised else []
+    marks += ["**memorised**: samples too near to training images"] if row.memorised else []
     marks += [f"**{stamp}**" for stamp in board.stamps(row)]
     if row.good and len(row.good) == 1 and not row.is_floor:
         marks.append("single run")

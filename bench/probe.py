@@ -92,6 +92,8 @@ def probe(
         "headline": headline,
         "tuned": tuned or {},
     }
+    if any(given.get("extractor") == "inception" for given in asked["evaluations"].values()):
+        ask(_fetch, {}, "fetches Inception's weights")  # what is confined could not
     answer = _ask_plugins(asked)
     if data is not None:  # in a process of its own: no plugin was ever there
         answer |= {"data": _ask(asked | {"names": [], "data": data})["data"]}
@@ -206,6 +208,19 @@ def _answer(send: Connection, asked: dict[str, Any]) -> None:
         protocols = _protocols(asked["evaluations"], asked["headline"])
         data = _data(asked, lambda line: send.send({"said": line}))
         send.send({"methods": methods, "data": data, "protocols": protocols})
+    except UserError as error:
+        send.send({"refused": str(error)})
+
+
+def _fetch(send: Connection, asked: dict[str, Any]) -> None:
+    """Download Inception's weights if they are nowhere; no plugin is here."""
+    from bench import extractors
+
+    die_with_planner()
+    be_quiet()
+    try:
+        extractors.inception(download=True)
+        send.send({})
     except UserError as error:
         send.send({"refused": str(error)})
 

@@ -77,9 +77,13 @@ class TableRow:
 
     @property
     def memorised(self) -> bool:
-        """Return whether samples of any run were found to be copies of training images."""
-        entries = (entry for result in self.good for entry in result.evaluations.values())
-        return any(stamp.startswith(MEMORISED) for entry in entries for stamp in entry.stamps)
+        """Return whether samples of most of the runs were found too near to training images: the
+        test of one run errs now and then."""
+        accused = [
+            any(s.startswith(MEMORISED) for e in result.evaluations.values() for s in e.stamps)
+            for result in self.good
+        ]
+        return 2 * sum(accused) > len(accused)
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def draw_all(
             "num_classes": num_classes if card.conditional else 0,
             "seconds": round(seconds, 3),
         } | save(folder, file_name(key), images)
-        if plugin.has("reconstruct"):
+        if plugin.has("reconstruct") and "limit" not in orders["spec"]["data"]:
             rows = reference_rows(len(stored), protocol.settings["reference"], shared["seed"])
             again = partial(plugin.call, "reconstruct", model=model)
             found = reconstruct(again, centre(stored[rows], trainer.image_size), **shared)

@@ -192,8 +192,9 @@ def _headlines(protocol: str, overrides: Mapping[str, Any]) -> list[str]:
         chosen = [k for k in per_class if isinstance(k, int) and k >= folds]
         return [f"k{k}_top1" for k in per_class] + [f"k{k}_best_top1" for k in chosen]
     if protocol == "generation":  # a Frechet distance of few samples is mostly bias
-        few = overrides.get("samples", 0) < FD_SAMPLES
-        return ["kid"] if few else ["kid", "fd"]
+        samples = overrides.get("samples", 0)
+        many = isinstance(samples, int) and samples >= FD_SAMPLES
+        return ["kid", "fd"] if many else ["kid"]
     shown = (*METRICS.get(protocol, ()), *WHERE_NAMED.get(protocol, ()))
     return [metric for metric, _ in shown]
 

@@ -258,7 +258,7 @@ def test_the_ratio_of_times_is_that_of_the_bare_steps_in_turns(monkeypatch):
         for of, seconds in zip(cells, (3.0, 2.0), strict=True):
             modes = {"step": seconds, "pipeline": 1.5 * seconds}
             found = {m: costs.mode_of(WARM, [value] * 5, 32) for m, value in modes.items()}
-            yield of, measured(of, modes=found)
+            yield of, measured(of, modes=found, turns_with=["simclr", "moco_v2"])
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(costing, "here", lambda device, threads: turns.Place(H100))
@@ -277,6 +277,9 @@ def test_times_on_a_card_need_one_and_both_methods(monkeypatch):
         cost_time.observe(0, cost_time.SETTINGS)
     one, lost = measured(cell(method="simclr")), measured(cell(method="moco_v2"))
     lost = lost.model_copy(update={"status": "out_of_memory", "reason": "80 GiB were not enough"})
+    other = measured(cell(method="moco_v2"))
+    with pytest.raises(UserError, match="simclr and moco_v2 did not fit beside each other"):
+        cost_time.compare(cost_time.SETTINGS, {"simclr": one, "moco_v2": other})
     with pytest.raises(UserError, match="moco_v2 was not measured: out_of_memory: 80 GiB"):
         cost_time.compare(cost_time.SETTINGS, {"simclr": one, "moco_v2": lost})
 

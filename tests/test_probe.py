@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,25 @@ def test_a_bad_value_of_the_sampling_is_refused_before_anything_trains(tmp_path:
         ask([name], tmp_path, evaluations={"generation": {"sampling": {"steps": "x"}}})
     kept = ask([name], tmp_path, evaluations={"generation": {"sampling": {"other": 1}}})
     assert kept[name]["error"] is None  # one protocol serves methods with other samplers
+
+
+def test_inception_s_weights_are_fetched_before_plugins_are_asked(tmp_path: Path) -> None:
+    """By a process that may write where they go; here there is no way out."""
+    pytest.importorskip("torch_fidelity")
+    code = (
+        "from bench import errors, probe\n"
+        "asked = {'generation': {'extractor': 'inception'}}\n"
+        "given = {'recipe': '', 'overrides': {}, 'data': None, 'seeds': [], 'runs_dir': '.'}\n"
+        "try:\n    probe.probe([], evaluations=asked, **given)\n"
+        "except errors.UserError as error:\n    print(error)\n"
+    )
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "hub")}
+    environment = {k: v for k, v in os.environ.items() if k != "BENCH_INCEPTION"} | nowhere
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("could not download https://github.com/"), done.stderr
+    assert "Connection refused" in done.stdout
 
 
 def test_a_sampling_field_that_no_method_has_is_refused(tmp_path: Path) -> None:

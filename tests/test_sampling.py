@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,3 +112,42 @@ def test_pictures_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
     assert sheets.write_pictures(tmp_path, [1]) == [
         "picture returned list, expected a dict of tensors"
     ]
+
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_a_limited_training_set_has_no_reconstructions(tmp_path: Path, limit: int | None) -> None:
+    """Its reference is drawn from the whole split, of which the method saw a part."""
+
+    class Plugin:
+        def has(self, hook: str) -> bool:
+            return hook == "reconstruct"
+
+        def call(self, hook: str, model: None, **given: object) -> Tensor:
+            if hook == "generate":
+                return torch.zeros(given["num_images"], 3, 8, 8)
+            return given["images"]
+
+    settings = {"samples": 20, "reference": 20, "extractor": "pixels", "allow_small": True}
+    data = {"limit": limit} if limit else {}
+    orders = {
+        "spec": {"seed": 0, "data": data},
+        "evaluations": [{"name": "generation", "overrides": settings}],
+    }
+    meter = SimpleNamespace(beat=lambda step: None)
+    trainer = SimpleNamespace(
+        meter=meter, step_index=3, stop_signal=None, device="cpu", image_size=8
+    )
+    card = SimpleNamespace(sampling=None, conditional=False)
+    stored = np.arange(30, dtype=np.uint8)[:, None, None, None].repeat(8, 2).repeat(8, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling.cards, "sampling_object", lambda card, given: None)
+        patch.setattr(sampling.cards, "sampling_values", lambda settings: {})
+        drawn = sampling.draw_all(tmp_path, orders, Plugin(), card, None, trainer, stored, 2)
+    (facts,) = drawn.values()
+    assert ("reconstructions" in facts) == (limit is None)
+    read = sampling.read(tmp_path, facts, 20, 8)
+    if limit is None:
+        rows = sampling.reference_rows(30, 20, 0)
+        assert (read.reconstructions[:, 0, 0, 0] == rows).all()
+    else:
+        assert read.reconstructions is None

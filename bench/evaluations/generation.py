@@ -114,7 +114,7 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
     if samples.reconstructions is not None:
         again = seen(extractor, samples.reconstructions, subject)
         metrics["reconstruction_fd"] = frechet.distance(again, real)
-    if extractor.trained_on == subject.dataset.sha256:
+    if extractor.trained_on and extractor.trained_on == subject.dataset.sha256:
         stamps.append(f"{extractor.name} was trained on images of this data set")
     copied = copies(samples.images, train, held, subject, seed)
     metrics["memorisation"] = 100.0 * copied.auc

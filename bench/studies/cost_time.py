@@ -65,6 +65,8 @@ def compare(settings: dict[str, Any], found: dict[str, Cost]) -> Observation:
         if cost.status != costs.MEASURED:
             raise UserError(f"{name} was not measured: {cost.status}: {cost.reason}")
     one, other = found[settings["end_to_end"]], found[settings["queue"]]
+    if other.spec.label not in one.turns_with:
+        raise UserError(f"{one.spec.label} and {other.spec.label} did not fit beside each other")
 
     def ratio(mode: str) -> float:
         return other.modes[mode].images_per_second / one.modes[mode].images_per_second
@@ -80,5 +82,5 @@ def compare(settings: dict[str, Any], found: dict[str, Cost]) -> Observation:
         for mode, measured in cost.modes.items()
         if not measured.warm
     ]
-    stamps = (f"measured on {one.machine.device}", *one.others, *unsettled)
+    stamps = (f"measured on {one.machine.device}", *one.others, *other.others, *unsettled)
     return Observation({"time_ratio": ratio("step")}, shown, stamps=stamps)
