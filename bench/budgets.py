@@ -10,12 +10,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bench.errors import UnknownName, UserError
 
 KINDS = ("epochs", "steps", "images", "flops", "device_seconds")
 PRICED = ("flops", "device_seconds")  # how many steps one buys depends on the method
 WHOLE = ("epochs", "steps", "images", "flops")
+WARMUP = (2, 3)  # of a run's steps at most, unless its warm-up was asked for
 
 Budget = Mapping[str, float]
 """One of `KINDS` and how much of it."""
@@ -100,6 +102,31 @@ def total_steps(
             f"a budget of {words(budget)}{bought} is less than one batch of {batch_size}"
         )
     return int(images / batch_size + 1e-9)
+
+
+def shortened(
+    config: Mapping[str, Any], recipe: Mapping[str, Any], steps: int, steps_per_epoch: int
+) -> tuple[dict[str, Any], str]:
+    """Return a configuration whose warm-up leaves a third of the run, and what a row says of that.
+
+    A recipe warms up for epochs, which fill a run of fewer: its rate would only rise. A value that
+    is not the recipe's was asked for and stays.
+
+    Args:
+        config: with `warmup_epochs` where the method has a warm-up; of one that trains in stages it
+            is held against the whole run.
+        recipe: what `config` started from.
+    """
+    epochs = config.get("warmup_epochs")
+    most = WARMUP[0] * steps // WARMUP[1]
+    unasked = epochs is not None and epochs == recipe.get("warmup_epochs")
+    if not unasked or most == 0 or round(epochs * steps_per_epoch) <= most:
+        return dict(config), ""
+    fitting = round(most / steps_per_epoch, 6)
+    if isinstance(epochs, int):  # as the method's field has it
+        fitting = most // steps_per_epoch
+    note = f"warm-up cut from {epochs:g} to {fitting:.3g} epochs, two thirds of its {steps} steps"
+    return dict(config) | {"warmup_epochs": fitting}, note
 
 
 def words(budget: Budget) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import ENGINE, precision
-from bench.budgets import PRICED, Price, flops_words, total_steps, words
+from bench.budgets import PRICED, Price, flops_words, shortened, total_steps, words
 from bench.cards import recipe_used
 from bench.errors import UnknownName, UserError
 from bench.identity import LIMIT_RULE, run_id
@@ -270,10 +270,14 @@ def _run(
     num_images = min(most, track.data["limit"] or most)
     limited = {"limit": num_images, "drawn": LIMIT_RULE} if num_images < most else {}
     steps = _steps(track, name, card["role"], num_images, price) if trains else 0
+    recipe = recipe_used(card, track.recipe)
+    standard = card["defaults"] if recipe == "defaults" else card["recipes"][recipe]
+    asked, start = method["config"], method.get("from", standard)
+    config, cut = shortened(asked, start, steps, num_images // track.batch_size)
     spec = {
         "schema": SCHEMA,
         "method": name,
-        "config": method["config"],
+        "config": config,
         "seed": seed,
         "data": {
             "name": data_name(facts["name"]),
@@ -292,14 +296,13 @@ def _run(
     } | _saving(track, card["role"])
     if method["local"]:
         spec["local"] = method["sha256"]
-    recipe = recipe_used(card, track.recipe)
-    standard = card["defaults"] if recipe == "defaults" else card["recipes"][recipe]
+    priced = price.note if price else ""
     row = {key: card[key] for key in ROW_OF_CARD} | {
-        "variant": variant(method["config"], method.get("from", standard)),
+        "variant": variant(asked, start),
         "origin": ("local" if method["local"] else "installed") if trains else "floor",
         "tuning": method.get("tuning", "0") if trains else "",
         "recipe": recipe if trains else "",
-        "notes": [*method.get("notes", ()), *([price.note] if price and price.note else [])],
+        "notes": [*method.get("notes", ()), *(note for note in (cut, priced) if note)],
     }
     code = {
         "plugin_sha256": method["sha256"],

@@ -196,3 +196,35 @@ def test_the_open_tracks_differ_by_their_budget_alone() -> None:
             assert part.budget["flops"] * share == whole.budget["flops"]
             for key in ("data", "backbone", "evaluations", "seeds", "batch_size", "recipes_of"):
                 assert getattr(part, key) == getattr(whole, key)
+
+
+def warming(**changes: Any) -> dict[str, Any]:
+    """A method whose recipe warms up for two epochs."""
+    config = {"lr": 0.1, "warmup_epochs": 2.0}
+    card = method()["card"] | {"defaults": config, "recipes": {"small": config}}
+    return method(card=card, config=config | changes)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 14, 18, 26])
+def test_a_recipe_s_warm_up_leaves_a_third_of_a_short_run(steps: int) -> None:
+    chosen = plan.override(plan.load_track("digits"), budget={"steps": steps})  # 9 an epoch
+    (run,) = runs(chosen, methods={"mine": warming()})
+    assert round(run.spec["config"]["warmup_epochs"] * 9) == 2 * steps // 3 < steps
+    assert run.row["variant"] == ""
+    (note,) = run.row["notes"]
+    assert note.startswith("warm-up cut from 2 to ")
+    assert f"of its {steps} steps" in note
+    again = warming() | {"config": run.spec["config"], "from": run.spec["config"]}
+    assert runs(chosen, methods={"mine": again})[0].run_id == run.run_id
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes"), [(27, {}), (216, {}), (1, {}), (9, {"warmup_epochs": 3.0})]
+)
+def test_a_warm_up_that_fits_or_was_asked_for_stays(steps: int, changes: dict[str, float]) -> None:
+    chosen = plan.override(plan.load_track("digits"), budget={"steps": steps})
+    (run,) = runs(chosen, methods={"mine": warming(**changes)})
+    assert run.spec["config"] == warming(**changes)["config"]
+    assert run.row["notes"] == []
+    (plain,) = runs(chosen)  # of a method without warm-up
+    assert "warmup_epochs" not in plain.spec["config"]
