@@ -8,6 +8,7 @@ seed changes nothing.
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,7 @@ ID = "cost_time"
 VERSION = 1
 READS_RUNS = False
 HOLDS = "one card of eight, whose exchanges have no traffic; the claim's own were V100"
-SETTINGS = {
-    "backbone": "resnet50",
-    "image_size": 224,
-    "cards": 8,
-    "precision": "fp32",
-    "end_to_end": "simclr",
-    "queue": "moco_v2",
-    "batch": 256,
-}
+SETTINGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 STALL = 900.0  # seconds that a window may take
 
 
