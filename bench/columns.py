@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
-from bench.metrics.names import column_name, small_mark
+from bench.metrics.names import ENCODER, column_name, small_mark
 from bench.packing import unpack_bits, unpack_counts
 from bench.results import EvaluationEntry, Result
 
@@ -220,7 +220,7 @@ def named_by(title: str, settings: Mapping[str, Any]) -> str:
     extractor, samples = settings.get("extractor"), settings.get("samples")
     if extractor is None or samples is None:
         return title
-    if extractor.startswith("encoder:"):  # by its weights, wherever they lie
+    if extractor.startswith(ENCODER):  # by its weights, wherever they lie
         extractor = f"encoder-{extractor.rpartition('@')[2]}"
     for metric in ("FD", "KID"):
         if title.startswith(metric):

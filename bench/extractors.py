@@ -32,6 +32,7 @@ from bench import backbones, integrity
 from bench.data import resize
 from bench.errors import UnknownName, UserError
 from bench.files import write_atomically
+from bench.metrics.names import ENCODER
 
 EXTRA = 'pip install "pretrain-bench[generation]"'
 BATCH = 64  # images at a time
@@ -45,7 +46,6 @@ LITE0_SIZE = 96  # pixels; it was trained at 224
 PIXELS = "pixels"
 
 INCEPTION = "inception"
-ENCODER = "encoder:"  # how the name of an exported backbone begins
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
