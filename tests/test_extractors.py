@@ -327,3 +327,17 @@ def test_an_encoder_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> Non
         extractors.exported(folder)
     with pytest.raises(UserError, match=r"no config\.json"):
         extractors.exported(tmp_path / "nowhere")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(p.name for p in extractors.SHIPPED.iterdir()))
+def test_shipped_encoders_are_what_their_results_record(name: str) -> None:
+    config = json.loads((extractors.SHIPPED / name / "config.json").read_text())
+    pinned = config["bench"]["weights_sha256"][:10]
+    extractor = extractors.named(f"encoder:{name}@{pinned}")
+    assert extractor.name == f"encoder-{pinned}"
+    found = extractors.features(extractor, pixels(3, size=32))
+    assert found.shape == (3, extractor.num_features)
+    assert found.std(0).max() > 0
+    with pytest.raises(UserError, match=f"say encoder:{name}@{pinned}"):
+        extractors.named(f"encoder:{name}")

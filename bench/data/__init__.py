@@ -62,6 +62,7 @@ NAMED: dict[str, Callable[[Request], Source]] = {
     "fashion-mnist": fashion_mnist.read,
     "fashion-mnist-20k": partial(fashion_mnist.read, train_images=20_000),
     "fashion-mnist-10k": partial(fashion_mnist.read, train_images=10_000),
+    "fashion-mnist-rest": partial(fashion_mnist.read, train_images=40_000, skipped=20_000),
     "imagenet": imagenet.read_imagenet,
     "imagenette": imagenet.read_imagenette,
     "scenes": partial(scenes.read, recipe=scenes.SCENES),

@@ -7,8 +7,10 @@ Reader:  our own, in numpy: torchvision's would run torch operations, and data i
          processes that must fork later. A download uses torchvision's address, checksums and
          `download_url`, which run none.
 Parts:   fashion-mnist-20k and fashion-mnist-10k are the first 20,000 and 10,000 training images,
-         with the whole test split: for tracks that must be short on two cores. The files' order is
-         a random one, so the classes of a part are near their tenths, not at them.
+         with the whole test split: for tracks that must be short on two cores.
+         fashion-mnist-rest are the 40,000 training images that are in neither: for extractors of
+         samples, which must know no reference image. The files' order is a random one, so the
+         classes of a part are near their tenths, not at them.
 """
 
 from __future__ import annotations
@@ -45,11 +47,12 @@ FILES = {
 }
 
 
-def read(request: Request, train_images: int | None = None) -> Source:
+def read(request: Request, train_images: int | None = None, skipped: int = 0) -> Source:
     """Return the two splits, one channel of 28x28 pixels.
 
     Args:
         train_images: only that many training images, the first; all of them by default.
+        skipped: leave out that many training images before them.
 
     Raises:
         UserError: the named folder lacks a file, a file is damaged or has fewer training images
@@ -58,10 +61,12 @@ def read(request: Request, train_images: int | None = None) -> Source:
     folder = _folder(request.cache_dir)
     source = "https://github.com/zalandoresearch/fashion-mnist"
     if train_images is not None:
-        source += f", its first {train_images:,} training images and all test images"
+        which = f"training images {skipped:,} to {skipped + train_images:,}"
+        which = which if skipped else f"its first {train_images:,} training images"
+        source += f", {which} and all test images"
     return Source(
         splits={
-            "train": lambda: _first(_part(folder, "train"), train_images, folder),
+            "train": lambda: _some(_part(folder, "train"), train_images, skipped, folder),
             "test": lambda: _part(folder, "test"),
         },
         class_names=CLASS_NAMES,
@@ -77,15 +82,16 @@ def places() -> tuple[Path, ...]:
     return (DEBIAN, *([Path(named).expanduser()] if named else []))
 
 
-def _first(part: Part, count: int | None, folder: Path) -> Part:
+def _some(part: Part, count: int | None, skipped: int, folder: Path) -> Part:
     if count is None:
         return part
-    if len(part.images) < count:
+    end = skipped + count
+    if len(part.images) < end:
         raise UserError(
             f"the training files in {str(folder)!r} have {len(part.images)} images; expected at "
-            f"least {count}; fetch the whole data set"
+            f"least {end}; fetch the whole data set"
         )
-    return Part(part.images[:count], part.labels[:count])
+    return Part(part.images[skipped:end], part.labels[skipped:end])
 
 
 def _folder(cache_dir: Path) -> Path:

@@ -72,6 +72,23 @@ def test_a_part_is_the_first_training_images_and_the_whole_test_split(
         assert f"first {count:,} training images" in part.source
 
 
+def test_the_rest_are_the_training_images_that_no_part_has(
+    fashion_folder: Path, clothes, write_idx
+) -> None:
+    images = np.resize(clothes[TRAIN_IMAGES], (60_000, 28, 28))
+    images[:, 0, :2] = np.stack([np.arange(60_000) // 256, np.arange(60_000) % 256], 1)
+    labels = np.arange(60_000) % 10
+    for name, array in ((TRAIN_IMAGES, images), ("train-labels-idx1-ubyte", labels)):
+        write_idx(fashion_folder / name, array)
+        (fashion_folder / f"{name}.gz").unlink()
+
+    rest = data.load("fashion-mnist-rest", image_size=28)
+
+    assert np.array_equal(rest.images["train"][:, 0], images[20_000:])
+    assert np.array_equal(rest.labels["train"], labels[20_000:])
+    assert "training images 20,000 to 60,000 and all test images" in rest.source
+
+
 def test_torchvision_reads_the_same_images(fashion_folder: Path, tmp_path: Path) -> None:
     from torchvision.datasets import FashionMNIST
 
