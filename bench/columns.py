@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CALIBRATION = "calibration"  # the protocol whose metrics are of sets known to be good or bad
+CALIBRATIONS = {CALIBRATION: "generation", "calibration_beside": "generation_beside"}  # of whose
 METRICS = {  # of the standard protocols, in the order of the page; others show all they have
     "linear_probe": (("best_top1", "linear, best stage"), ("last_top1", "linear, last stage")),
     "knn": (("top1", "kNN"), ("k20_top1", "kNN, k = 20")),
@@ -54,9 +55,10 @@ METRICS = {  # of the standard protocols, in the order of the page; others show 
         ("class_accuracy_least", "of the worst class"),
         ("classification_accuracy_score", "CAS"),
     ),
-    CALIBRATION: (),  # a table of its own
+    "generation_beside": (("kid", "KID x 1000"), ("fd", "FD")),
+    **dict.fromkeys(CALIBRATIONS, ()),  # a table of their own
 }
-DISTANCES = {"generation": ("kid", "fd")}  # lower is better; no share of test images
+DISTANCES = dict.fromkeys(("generation", "generation_beside"), ("kid", "fd"))  # lower is better
 MISFITS = {"fd_limit": "fd_residual"}  # what is shown beside a metric: how far its line misses
 WHERE_NAMED = {  # shown only on a page whose headline they are
     "few_labels": (

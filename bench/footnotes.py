@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.cells import decimals, numbers, text
-from bench.columns import CALIBRATION
+from bench.columns import CALIBRATIONS
 from bench.generated import disagreements
 from bench.pages import label
 from bench.results import Result
@@ -182,7 +182,7 @@ def _protocols(board: Board) -> list[str]:
     for row in board.rows:
         for result in row.results:
             for key, entry in result.evaluations.items():
-                if key not in shown and entry.id != CALIBRATION:
+                if key not in shown and entry.id not in CALIBRATIONS:
                     others[entry.id, entry.version, key] += 1
     for (name, version, key), count in sorted(others.items()):
         notes.append(

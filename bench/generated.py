@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bench.cells import short, table, text
-from bench.columns import METRICS
+from bench.columns import CALIBRATION, CALIBRATIONS, METRICS
 from bench.pages import label
 from bench.pairs import LEVEL
 from bench.ranking import calibrations
@@ -29,29 +29,40 @@ SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscor
 
 def calibration_section(track: Mapping[str, Any], board: Board) -> list[str]:
     """Return the table of sets of images whose quality is known, measured as samples are."""
-    found = calibrations(board.rows, track.get("protocols", ()))
-    if not found:
-        return []
+    protocols = track.get("protocols", ())
+    found = {name: calibrations(board.rows, protocols, name) for name in CALIBRATIONS}
     titles = [
-        pair for pair in METRICS["generation"] if any(f"train_half_{pair[0]}" in s for s in found)
+        (name, metric, title)
+        for name, of in CALIBRATIONS.items()
+        for metric, title in _titles(board, of)
+        if any(f"train_half_{metric}" in sets for sets in found[name])
     ]
+    if not titles:
+        return []
     lines = []
     for name, said in SETS.items():
-        values = [[s[f"{name}_{m}"] for s in found if f"{name}_{m}" in s] for m, _ in titles]
+        keys = [(of, f"{name}_{metric}") for of, metric, _ in titles]
+        values = [[s[key] for s in found[of] if key in s] for of, key in keys]
         if any(values):
             lines.append([said, *(_mean(v) for v in values), str(max(map(len, values)))])
-    headers = ["images", *(title for _, title in titles), "n"]
+    headers = ["images", *(title for *_, title in titles), "n"]
     said = (
         "Sets of images whose quality is known, in the place of samples: what the numbers above "
         "can be, and what they notice. What is made of training images is found to be by its "
         "memorisation AUC."
     )
-    if any("train_half_fd_limit" in sets for sets in found):
+    if any("train_half_fd_limit" in sets for sets in found[CALIBRATION]):
         said += (
             " The limit in 1/N of other training images should be 0 but for chance: what it is "
             "instead is how far such a line misses where sets have fewer images than features."
         )
     return ["## Calibration", said, table(headers, lines, "l" + "r" * (len(headers) - 1))]
+
+
+def _titles(board: Board, protocol: str) -> list[tuple[str, str]]:
+    """Return the metrics of a protocol over samples with the titles of the page's columns."""
+    named = {c.metric: c.title for c in board.columns if c.protocol == protocol}
+    return [(metric, named.get(metric, title)) for metric, title in METRICS[protocol]]
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -76,7 +87,9 @@ def disagreements(board: Board) -> list[str]:
             q = b.p_values.get((one, two), b.p_values.get((two, one), 1.0))
             if max(p, q) <= LEVEL and _leads(a, one, two) != _leads(b, one, two):
                 labels = [label(r) for key in (one, two) for r in board.rows if r.key == key]
-                kinds = f"{first.metric.upper()} and {other.metric.upper()}"
+                kinds = "Extractors"
+                if other.metric != first.metric:
+                    kinds = f"{first.metric.upper()} and {other.metric.upper()}"
                 notes.append(
                     f"**{kinds} disagree:** {labels[0]} and {labels[1]} are in one order by "
                     f"“{text(first.title)}” and in the other by “{text(other.title)}”"

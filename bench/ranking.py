@@ -49,13 +49,13 @@ def check_track(
 
 
 def calibrations(
-    rows: Sequence[TableRow], protocols: Sequence[Mapping[str, Any]]
+    rows: Sequence[TableRow], protocols: Sequence[Mapping[str, Any]], name: str = CALIBRATION
 ) -> list[dict[str, float]]:
     """Return the metrics of sets whose quality is known, one for each run that has them: of the
-    newest calibration that the track knows, since two versions are two tables."""
-    known = [(p.get("version", 1), p["hash"]) for p in protocols if p["id"] == CALIBRATION]
+    newest protocol of this name that the track knows, since two versions are two tables."""
+    known = [(p.get("version", 1), p["hash"]) for p in protocols if p["id"] == name]
     entries = [e for row in rows for r in row.good for e in r.evaluations.items()]
-    newest = {max(known)[1]} if known else {h for h, entry in entries if entry.id == CALIBRATION}
+    newest = {max(known)[1]} if known else {h for h, entry in entries if entry.id == name}
     return [scores(entry) for h, entry in entries if h in newest]
 
 

@@ -25,7 +25,7 @@ from bench.backbones import to_input
 from bench.data.resize import centre
 from bench.engine import Interrupted
 from bench.files import write_atomically
-from bench.identity import stream
+from bench.identity import canonical_json, stream
 from bench.results import SAMPLES
 
 if TYPE_CHECKING:
@@ -185,17 +185,23 @@ def draw_all(
         "device": trainer.device,
         "between": between,
     }
-    drawn = {}
+    drawn: dict[str, dict[str, Any]] = {}
+    alike: dict[str, str] = {}  # what was asked -> the first protocol that asked it
     for protocol in wanted(orders["evaluations"]):
         settings = cards.sampling_object(card, protocol.settings["sampling"])
         count, key = protocol.settings["samples"], protocol.hash
+        values = cards.sampling_values(settings)
+        asked = canonical_json([count, protocol.settings["reference"], values])
+        if (first := alike.setdefault(asked, key)) != key:  # the same images, drawn already
+            drawn[key] = drawn[first] | {"seconds": 0.0}
+            continue
         labels = balanced_labels(count, num_classes) if card.conditional else None
         begun = time.perf_counter()
         generate = partial(plugin.call, "generate", model=model, sampling=settings)
         images = draw(generate, count, trainer.image_size, labels, **shared)
         seconds = time.perf_counter() - begun
         drawn[key] = {
-            "sampling": cards.sampling_values(settings),
+            "sampling": values,
             "num_classes": num_classes if card.conditional else 0,
             "seconds": round(seconds, 3),
         } | save(folder, file_name(key), images)

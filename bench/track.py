@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote_plus
 from bench import trackfile
 from bench.errors import UnknownName, UserError
 from bench.identity import canonical_json, digest
+from bench.metrics.names import BESIDE
 from bench.trackfile import SHIPPED, shipped
 
 GENERATION, CALIBRATION = "generation", "calibration"
@@ -268,9 +269,9 @@ def _override_generation(
             f"track {track} measures no samples; --samples, --allow-small and --sampling are for "
             f"tracks with [evaluations.{GENERATION}]"
         )
-    for name, known in ((GENERATION, tuple(given)), (CALIBRATION, ("samples", "allow_small"))):
-        if name in evaluations:
-            own = {key: value for key, value in given.items() if key in known}
+    for first, known in ((GENERATION, tuple(given)), (CALIBRATION, ("samples", "allow_small"))):
+        own = {key: value for key, value in given.items() if key in known}
+        for name in {first, first + BESIDE} & set(evaluations):
             evaluations[name] = evaluations[name] | own
 
 

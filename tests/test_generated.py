@@ -18,6 +18,11 @@ CALIBRATION = protocol_hash("calibration", 1, SETTINGS)
 LEVELS = {"contrast_net": (40.0, 80.0), "queue_net": (60.0, 120.0), "turn_net": (90.0, 180.0)}
 
 
+OWN = SETTINGS | {"extractor": "encoder:clothes@0123456789"}
+BESIDE = protocol_hash("generation_beside", 1, OWN)
+CALIBRATION_BESIDE = protocol_hash("calibration_beside", 1, OWN)
+
+
 def page(**changes: Any) -> dict[str, Any]:
     protocols = [
         {"id": "generation", "version": 1, "hash": GENERATION, "headline": "kid"},
@@ -161,6 +166,48 @@ def test_orders_that_disagree_beyond_their_intervals_are_said() -> None:
     swapped = LEVELS | {"contrast_net": (40.0, 120.0), "queue_net": (60.0, 80.0)}
     text = leaderboard.render_track(page(), runs(swapped))
     assert "**KID and FD disagree:** ContrastNet" in text
+
+
+def with_beside(run: Result, levels: dict[str, tuple[float, float]]) -> Result:
+    """Return a run that a second extractor measured too."""
+    document = with_generation(run, levels).document()
+    entries = document["evaluations"]
+    for old, new, name in (
+        (GENERATION, BESIDE, "generation_beside"),
+        (CALIBRATION, CALIBRATION_BESIDE, "calibration_beside"),
+    ):
+        if old in entries:
+            entries[new] = entries[old] | {"id": name, "settings": OWN}
+    entries |= {key: run.evaluations[key].model_dump() for key in run.evaluations}
+    return parse(Result.model_validate(document).document())
+
+
+def test_a_second_extractor_has_columns_and_calibration_of_its_own() -> None:
+    protocols = [
+        *page()["protocols"][:1],
+        {"id": "generation_beside", "version": 1, "hash": BESIDE, "headline": ""},
+        {"id": "calibration_beside", "version": 1, "hash": CALIBRATION_BESIDE, "headline": ""},
+        *page()["protocols"][1:],
+    ]
+    swapped = {name: LEVELS[name] for name in LEVELS}
+    swapped["contrast_net"], swapped["queue_net"] = LEVELS["queue_net"], LEVELS["contrast_net"]
+    measured = [with_beside(run, swapped) for run in runs()]
+    made = build(page() | {"protocols": protocols}, measured)
+    titles = [c.title for c in made.columns if c.is_distance]
+    assert titles == [
+        "KID(efficientnet_lite0) x 1000, steps 50",
+        "FD(efficientnet_lite0), steps 50",
+        "KID(encoder-0123456789) x 1000, steps 50",
+        "FD(encoder-0123456789), steps 50",
+    ]
+    assert made.headline is not None
+    assert made.headline.protocol == "generation"
+    text = leaderboard.render_track(page() | {"protocols": protocols}, measured)
+    assert "**Extractors disagree:** ContrastNet" in text
+    section = text.partition("## Calibration")[2].partition("##")[0]
+    (head,) = [line for line in section.splitlines() if line.startswith("| images")]
+    assert [c for c in titles if c in head] == titles
+    assert "Not shown" not in text
 
 
 def test_sheets_stand_in_the_order_of_rows_samples_first() -> None:

@@ -84,6 +84,19 @@ def test_other_sampling_settings_reuse_the_training(folder: Path, first: results
     assert published_sheet(folder, again) != shown
 
 
+def test_a_second_extractor_looks_at_the_same_samples(folder: Path, first: results.Result) -> None:
+    spec = planned(GAN, folder)
+    beside = {"name": "generation_beside", "overrides": SETTINGS}
+    spec = replace(spec, evaluations=[*spec.evaluations, beside])
+    both = carry_out([spec], folder / "beside")["own_loop_gan"]
+    assert both.artifacts == first.artifacts  # drawn once, kept once
+    ids = {e.id: e for e in both.evaluations.values()}
+    assert ids["generation_beside"].metrics["fd"] == ids["generation"].metrics["fd"]
+    assert "memorisation" not in ids["generation_beside"].metrics
+    shown = sheets.planned(folder / "beside", [both])[both.track]["own_loop_gan-samples.png"]
+    assert shown.name == f"samples.{entry(both)[0]}.png"
+
+
 def published_sheet(folder: Path, result: results.Result) -> bytes:
     """Return the samples that a board with this result shows."""
     planned = sheets.planned(folder / "runs", [result])[result.track]

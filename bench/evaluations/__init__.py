@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import UnknownName, UserError
 from bench.evaluations.settings import refuse_other_elements
 from bench.identity import protocol_hash, stream
+from bench.metrics.names import BESIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,9 @@ NAMES = (
     "mlp_probe_spatial",
     "bn_recalibrated",
     "generation",
+    "generation_beside",
     "calibration",
+    "calibration_beside",
 )
 
 
@@ -218,7 +221,7 @@ def chooses(name: str, overrides: dict[str, Any]) -> str:
     """
     if name == "few_labels":
         return ""
-    if name in ("generation", "calibration"):
+    if name.removesuffix(BESIDE) in ("generation", "calibration"):
         return "nothing, but measures against validation images"
     if name == "knn":
         k = overrides.get("k")

@@ -93,6 +93,22 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
     percent. `validation` has `kid` and `fd` against validation images, as many as there are of them
     or of samples.
     """
+    found = in_features(subject, samples, settings, seed)
+    train, held = subject.images("train"), subject.images("validation")
+    copied = copies(samples.images, train, held, subject, seed)
+    stamps = list(found.stamps)
+    if copied.accused:
+        stamps.append(
+            f"{MEMORISED}: {copied.leading} of {len(samples.images)} samples lie nearer to a "
+            f"training image than any unseen image does; AUC {copied.auc:.2f}"
+        )
+    metrics = found.metrics | {"memorisation": 100.0 * copied.auc} if subject.test else {}
+    chosen = found.chosen | {"copies": asdict(copied)}
+    return Evaluation(metrics, found.validation, chosen, stamps=tuple(stamps))
+
+
+def in_features(subject: Subject, samples: Samples, settings: dict, seed: int) -> Evaluation:
+    """Return all that is measured in the features of the settings' extractor."""
     extractor = extractors.named(settings["extractor"])
     train, held = subject.images("train"), subject.images("validation")
     rows = reference_rows(len(train), settings["reference"], seed)
@@ -116,18 +132,10 @@ def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> E
         metrics["reconstruction_fd"] = frechet.distance(again, real)
     if extractor.trained_on and extractor.trained_on == subject.dataset.sha256:
         stamps.append(f"{extractor.name} was trained on images of this data set")
-    copied = copies(samples.images, train, held, subject, seed)
-    metrics["memorisation"] = 100.0 * copied.auc
-    if copied.accused:
-        stamps.append(
-            f"{MEMORISED}: {copied.leading} of {len(drawn)} samples lie nearer to a training image "
-            f"than any unseen image does; AUC {copied.auc:.2f}"
-        )
     chosen = {
         "sampling": samples.sampling,
         "extractor_sha256": extractor.sha256,
         "reference_sha256": hashlib.sha256(np.ascontiguousarray(train[rows])).hexdigest(),
-        "copies": asdict(copied),
     }
     return Evaluation(metrics if subject.test else {}, scores, chosen, stamps=tuple(stamps))
 

@@ -7,6 +7,7 @@ from bench.errors import UserError
 FID_EXTRACTOR = "inception"
 FID_SAMPLES = 50_000
 ENCODER = "encoder:"  # how an exported backbone is named: its folder and its weights, FOLDER@SHA
+BESIDE = "_beside"  # how protocols end that look at the same with another extractor
 MEMORISED = "memorised"  # how the stamp begins of samples that are copies of training images
 LEAST_SAMPLES = 1000  # fewer only where the user insists, and then the column's name says so
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 from subjects import CLASSES, SIZE, dataset, subject
 
-from bench import evaluations, features, judge
+from bench import evaluations, extractors, features, judge
 from bench.data import Dataset
 from bench.errors import UserError
 from bench.evaluations import Evaluation, Subject, generation
+from bench.extractors import Extractor
 from bench.sampling import Samples
 
 SETTINGS = {"samples": 120, "reference": 120, "extractor": "pixels", "allow_small": True}
 CAS = "classification_accuracy_score"
 PROTOCOL = evaluations.protocol("generation", SETTINGS)
+DARK = Extractor("dark", "", 768, "1", lambda images: extractors.pixels().network(images // 2) ** 2)
 
 
 def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +193,36 @@ def test_calibration_tells_good_sets_from_bad_ones() -> None:
     assert found[f"train_half_{CAS}"] > 2 * 100 / CLASSES
 
 
+def test_beside_measures_the_same_samples_in_other_features(
+    judged: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Samples(np.repeat(squares(120, 9)[0], 3, axis=1), None, {})
+    beside = evaluations.protocol("generation_beside", SETTINGS)
+    both = replace(judged, samples={PROTOCOL.hash: drawn, beside.hash: drawn})
+    first, second = (p.evaluate(both, 0) for p in (PROTOCOL, beside))
+    pixelwise = dict(first.metrics)
+    assert 0 <= pixelwise.pop("memorisation") <= 100
+    assert second.metrics == pixelwise  # in the same features, the same numbers
+    assert second.validation == first.validation
+    assert second.chosen["reference_sha256"] == first.chosen["reference_sha256"]
+    assert beside.hash != PROTOCOL.hash
+    monkeypatch.setattr(extractors, "named", lambda name: DARK)
+    third = beside.evaluate(both, 0)
+    assert third.chosen["extractor_sha256"] == DARK.sha256 != first.chosen["extractor_sha256"]
+    assert third.metrics["fd"] != second.metrics["fd"]
+
+
+def test_calibration_beside_is_of_the_very_same_sets() -> None:
+    judged = subject(data=data(train=1200, validation=120))
+    floor = replace(judged, features=features.raw_pixels(judged.dataset, judged.split), load=None)
+    settings = {"samples": 120, "extractor": "pixels", "allow_small": True}
+    names = ("calibration", "calibration_beside")
+    protocols = [evaluations.protocol(name, settings) for name in names]
+    first, second = judge.all_entries(protocols, floor, 0).values()
+    assert second["metrics"] == first["metrics"]
+    assert [first["id"], second["id"]] == list(names)
+
+
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
@@ -200,7 +232,9 @@ def test_calibration_tells_good_sets_from_bad_ones() -> None:
     ],
 )
 def test_more_images_than_there_are_is_refused_before_a_run(sizes: tuple, said: str) -> None:
-    asked = {name: {"extractor": "pixels"} for name in ("generation", "calibration")}
-    with pytest.raises(UserError, match=said):
-        evaluations.refuse_sizes(asked, *sizes)
-    evaluations.refuse_sizes(asked, 4000, 0)
+    for beside in ("", "_beside"):
+        names = (f"generation{beside}", f"calibration{beside}")
+        asked = {name: {"extractor": "pixels"} for name in names}
+        with pytest.raises(UserError, match=said):
+            evaluations.refuse_sizes(asked, *sizes)
+        evaluations.refuse_sizes(asked, 4000, 0)
