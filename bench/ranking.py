@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench import trackcheck
-from bench.columns import CALIBRATION, Column, scores
+from bench.columns import CALIBRATION, CALIBRATIONS, Column, scores
 from bench.trackcheck import TrackCheck
 
 if TYPE_CHECKING:
+    from bench.results import EvaluationEntry
     from bench.rows import TableRow
 
 
@@ -48,22 +49,23 @@ def check_track(
     return trackcheck.check(known, reference, images, untrained=still)
 
 
-def calibrations(
+def calibration_entries(
     rows: Sequence[TableRow], protocols: Sequence[Mapping[str, Any]], name: str = CALIBRATION
-) -> list[dict[str, float]]:
-    """Return the metrics of sets whose quality is known, one for each run that has them: of the
+) -> list[EvaluationEntry]:
+    """Return what was measured of sets whose quality is known, one for each run that has it: by the
     newest protocol of this name that the track knows, since two versions are two tables."""
     known = [(p.get("version", 1), p["hash"]) for p in protocols if p["id"] == name]
     entries = [e for row in rows for r in row.good for e in r.evaluations.items()]
     newest = {max(known)[1]} if known else {h for h, entry in entries if entry.id == name}
-    return [scores(entry) for h, entry in entries if h in newest]
+    return [entry for h, entry in entries if h in newest]
 
 
 def _check_distance(
     rows: Sequence[TableRow], headline: Column, protocols: Sequence[Mapping[str, Any]]
 ) -> TrackCheck:
     """Return the conditions on a distance: what is known to be good and bad lies far apart."""
-    sets = calibrations(rows, protocols)
+    names = [name for name, of in CALIBRATIONS.items() if of == headline.protocol]
+    sets = [scores(entry) for name in names for entry in calibration_entries(rows, protocols, name)]
     good = [
         s[f"train_half_{headline.metric}"] for s in sets if f"train_half_{headline.metric}" in s
     ]

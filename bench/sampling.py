@@ -62,10 +62,11 @@ class Samples:
 def wanted(entries: Sequence[Mapping[str, Any]]) -> list[Protocol]:
     """Return the protocols over samples among a run's evaluations, {"name", "overrides"} each.
 
-    Names that are no evaluation's are left to the judge, who says so.
+    Names that are no evaluation's, and settings that have no extractor, are left to the judge, who
+    says so: a child may not read an extractor's weights.
     """
     known = [e for e in entries if e["name"] in evaluations.NAMES]
-    found = [evaluations.protocol(e["name"], e["overrides"]) for e in known]
+    found = [evaluations.protocol(e["name"], e["overrides"], check=False) for e in known]
     return [protocol for protocol in found if protocol.needs == "samples"]
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.files import write_atomically
-from bench.metrics.names import BESIDE
 
 if TYPE_CHECKING:
     from bench.results import Result
@@ -101,9 +100,8 @@ def write(folder: Path, name: str, png: bytes) -> None:
 def planned(runs_dir: Path, results: Iterable[Result]) -> dict[str, dict[str, Path]]:
     """Return the sheets of each method's first seed: track -> published file name -> its source.
 
-    Of samples, those that the result's own protocols are over: a claim may have drawn others from
-    the same run, and an extractor beside looks at the same. A run whose folder is gone has none,
-    and leaves what was published before.
+    Of samples, those of the protocols in the result: a claim may have drawn others from the same
+    run. A run whose folder is gone has none, and leaves what was published before.
     """
     first: dict[tuple[str, str], Result] = {}
     for result in results:
@@ -115,8 +113,7 @@ def planned(runs_dir: Path, results: Iterable[Result]) -> dict[str, dict[str, Pa
     for (track, method), result in sorted(first.items()):
         for file in sorted((runs_dir / result.run_id / FOLDER).glob("*.png")):
             name, _, protocol = file.stem.partition(".")
-            entry = result.evaluations.get(protocol)
-            if not protocol or (entry and not entry.id.endswith(BESIDE)):
+            if not protocol or protocol in result.evaluations:
                 found.setdefault(track, {})[f"{method}-{name}.png"] = file
     return found
 

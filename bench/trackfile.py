@@ -22,6 +22,7 @@ from bench.columns import METRICS, WHERE_NAMED
 from bench.errors import UnknownName, UserError, first_fault
 from bench.evaluations import chooses
 from bench.identity import canonical_json
+from bench.metrics.names import BESIDE
 
 SHIPPED = Path(__file__).parent / "tracks"
 LATER = (  # keys that a release added, left out where they say nothing, so that ids stay
@@ -191,7 +192,7 @@ def _headlines(protocol: str, overrides: Mapping[str, Any]) -> list[str]:
     if protocol == "few_labels" and isinstance(per_class, list) and isinstance(folds, int):
         chosen = [k for k in per_class if isinstance(k, int) and k >= folds]
         return [f"k{k}_top1" for k in per_class] + [f"k{k}_best_top1" for k in chosen]
-    if protocol == "generation":  # a Frechet distance of few samples is mostly bias
+    if protocol.removesuffix(BESIDE) == "generation":  # of few samples FD is mostly bias
         samples = overrides.get("samples", 0)
         many = isinstance(samples, int) and samples >= FD_SAMPLES
         return ["kid", "fd"] if many else ["kid"]
@@ -267,6 +268,17 @@ class _Content(_Table):
                 raise ValueError(
                     f"a parity track selects nothing, and has no validation images; {name} "
                     f"chooses {chosen}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def beside_something(self) -> _Content:
+        for name in self.evaluations:
+            first = name.removesuffix(BESIDE)
+            if first not in self.evaluations:
+                raise ValueError(
+                    f"{name} stands beside {first}, which this track has not; add "
+                    f"[evaluations.{first}]"
                 )
         return self
 

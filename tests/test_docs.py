@@ -80,7 +80,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         check=True,
         timeout=300,
     )
-    for data in ("tracks/digits.toml", "scaffold/method.py.template"):
+    encoder = "encoders/fashion-mnist/model.safetensors"
+    for data in ("tracks/digits.toml", "scaffold/method.py.template", encoder):
         assert (place / "site" / "bench" / data).is_file()
     small_track.write(place / "site" / "bench" / "tracks" / "digits.toml")
     return os.environ | {"PYTHONPATH": str(place / "site")}

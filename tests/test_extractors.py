@@ -20,6 +20,7 @@ from bench import backbones, extractors, features, results
 from bench.columns import named_by
 from bench.errors import UserError
 from bench.extractors import Extractor
+from bench.track import load_track
 
 BACKBONE = {
     "name": "resnet18",
@@ -330,7 +331,7 @@ def test_an_encoder_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", sorted(p.name for p in extractors.SHIPPED.iterdir()))
+@pytest.mark.parametrize("name", ["fashion-mnist"])
 def test_shipped_encoders_are_what_their_results_record(name: str) -> None:
     config = json.loads((extractors.SHIPPED / name / "config.json").read_text())
     pinned = config["bench"]["weights_sha256"][:10]
@@ -341,3 +342,22 @@ def test_shipped_encoders_are_what_their_results_record(name: str) -> None:
     assert found.std(0).max() > 0
     with pytest.raises(UserError, match=f"say encoder:{name}@{pinned}"):
         extractors.named(f"encoder:{name}")
+    folder = extractors.SHIPPED / name
+    run = results.read(folder / "result.json")
+    assert run.artifacts["backbone.safetensors"].sha256 == extractor.weights_sha256
+    assert config["bench"]["spec"] == run.document()["spec"]
+    track = load_track(str(folder / "track.toml"))
+    assert (run.spec["backbone"], run.spec["batch_size"]) == (track.backbone, track.batch_size)
+    assert run.spec["data"]["name"] == track.data["name"]
+    steps = run.data.train_images // track.batch_size * track.budget["epochs"]
+    assert run.spec["budget"] == {"steps": steps}
+
+
+def test_a_folder_of_a_shipped_encoder_s_name_is_taken_by_its_pin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = finished(tmp_path, BACKBONE)
+    export_run(tmp_path, run).rename(tmp_path / "fashion-mnist")
+    monkeypatch.chdir(tmp_path)
+    sha256 = run.artifacts["backbone.safetensors"].sha256
+    assert extractors.named(f"encoder:fashion-mnist@{sha256[:10]}").weights_sha256 == sha256

@@ -168,31 +168,40 @@ def test_orders_that_disagree_beyond_their_intervals_are_said() -> None:
     assert "**KID and FD disagree:** ContrastNet" in text
 
 
-def with_beside(run: Result, levels: dict[str, tuple[float, float]]) -> Result:
-    """Return a run that a second extractor measured too."""
-    document = with_generation(run, levels).document()
-    entries = document["evaluations"]
-    for old, new, name in (
-        (GENERATION, BESIDE, "generation_beside"),
-        (CALIBRATION, CALIBRATION_BESIDE, "calibration_beside"),
-    ):
-        if old in entries:
-            entries[new] = entries[old] | {"id": name, "settings": OWN}
-    entries |= {key: run.evaluations[key].model_dump() for key in run.evaluations}
+def with_beside(run: Result, levels: dict[str, tuple[float, float]], bad: float) -> Result:
+    """Return a run that a second extractor measured too, where one class is as far as `bad`."""
+    entries = with_generation(run, levels).document()["evaluations"]
+    document = run.document()
+    if GENERATION in entries:
+        document["evaluations"][BESIDE] = entries[GENERATION] | {
+            "id": "generation_beside",
+            "settings": OWN,
+        }
+    if CALIBRATION in entries:
+        metrics = {"train_half_kid": -0.2, "one_class_kid": bad, "train_half_fd": 7.7}
+        document["evaluations"][CALIBRATION_BESIDE] = entries[CALIBRATION] | {
+            "id": "calibration_beside",
+            "settings": {"samples": 2000, "extractor": OWN["extractor"]},
+            "metrics": metrics,
+        }
     return parse(Result.model_validate(document).document())
 
 
-def test_a_second_extractor_has_columns_and_calibration_of_its_own() -> None:
+def page_beside(headline: str = "generation") -> dict[str, Any]:
+    known = page()["protocols"]
     protocols = [
-        *page()["protocols"][:1],
+        known[0] | {"headline": "kid" if headline == "generation" else ""},
         {"id": "generation_beside", "version": 1, "hash": BESIDE, "headline": ""},
         {"id": "calibration_beside", "version": 1, "hash": CALIBRATION_BESIDE, "headline": ""},
-        *page()["protocols"][1:],
+        *known[1:],
     ]
-    swapped = {name: LEVELS[name] for name in LEVELS}
-    swapped["contrast_net"], swapped["queue_net"] = LEVELS["queue_net"], LEVELS["contrast_net"]
-    measured = [with_beside(run, swapped) for run in runs()]
-    made = build(page() | {"protocols": protocols}, measured)
+    protocols[1]["headline"] = "kid" if headline == "generation_beside" else ""
+    return page() | {"protocols": protocols}
+
+
+def test_a_second_extractor_has_columns_and_calibration_of_its_own() -> None:
+    measured = [with_beside(run, LEVELS, bad=900.0) for run in runs()]
+    made = build(page_beside(), measured)
     titles = [c.title for c in made.columns if c.is_distance]
     assert titles == [
         "KID(efficientnet_lite0) x 1000, steps 50",
@@ -202,12 +211,49 @@ def test_a_second_extractor_has_columns_and_calibration_of_its_own() -> None:
     ]
     assert made.headline is not None
     assert made.headline.protocol == "generation"
-    text = leaderboard.render_track(page() | {"protocols": protocols}, measured)
-    assert "**Extractors disagree:** ContrastNet" in text
+    text = leaderboard.render_track(page_beside(), measured)
     section = text.partition("## Calibration")[2].partition("##")[0]
-    (head,) = [line for line in section.splitlines() if line.startswith("| images")]
-    assert [c for c in titles if c in head] == titles
+    found = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in section.splitlines()
+        if line.startswith("| ")
+    ]
+    assert found == [
+        [
+            "images",
+            "KID(efficientnet_lite0) x 1000, steps 50",  # as these entries' settings have it
+            "FD(efficientnet_lite0), steps 50",
+            "KID(encoder-0123456789) x 1000",
+            "FD(encoder-0123456789)",
+            "n",
+        ],
+        ["other training images", "−0.100", "−0.100", "−0.200", "7.70", "5"],
+        ["one class only", "682", "682", "900", "", "5"],
+    ]
     assert "Not shown" not in text
+    assert "disagree" not in text
+
+
+def test_extractors_that_disagree_are_said_and_one_pair_says_one_thing() -> None:
+    """Only the second extractor's KID puts two methods the other way round."""
+    kid = {name: level[0] for name, level in LEVELS.items()}
+    kid["contrast_net"], kid["queue_net"] = kid["queue_net"], kid["contrast_net"]
+    swapped = {name: (kid[name], LEVELS[name][1]) for name in LEVELS}
+    text = leaderboard.render_track(
+        page_beside(), [with_beside(run, swapped, bad=900.0) for run in runs()]
+    )
+    notes = [line for line in text.splitlines() if "disagree" in line]
+    assert len(notes) == 2
+    assert notes[0].startswith("- **Extractors disagree:** ContrastNet")
+    assert notes[1].startswith("- **KID and FD disagree:** ContrastNet")
+    assert notes[1].count("encoder-0123456789") == 2
+
+
+def test_a_distance_is_held_against_the_calibration_of_its_own_extractor() -> None:
+    for bad, ranks in ((900.0, True), (1.0, False)):  # the first extractor notices either way
+        measured = [with_beside(run, LEVELS, bad) for run in runs()]
+        assert build(page_beside("generation_beside"), measured).ranks_shown == ranks
+        assert build(page_beside(), measured).ranks_shown
 
 
 def test_sheets_stand_in_the_order_of_rows_samples_first() -> None:

@@ -494,3 +494,21 @@ def test_rows_of_two_precisions_never_share_a_page(said, expected):
         f"{run.run_id}.json: trained in {other}; this page's rows are {expected}" for run in others
     )
     assert f"this page's rows are {expected}" in render_track(page(precision=said), results)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu avx2 avx512f amx_bf16 amx_tile", "Some CPU (AMX)"),
+        ("fpu avx avx2 avx512f", "Some CPU (AVX-512)"),
+        ("fpu avx avx2", "Some CPU (AVX2)"),
+        ("fpu sse4_2", "Some CPU"),
+    ],
+)
+def test_processors_of_one_name_and_other_instructions_are_two(flags: str, name: str) -> None:
+    text = f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n\n"
+    assert judge.processor_of(text + text) == name
+
+
+def test_a_processor_without_a_name_has_none() -> None:
+    assert judge.processor_of("processor\t: 0\nFeatures\t: fp asimd\n") == ""

@@ -61,7 +61,7 @@ def test_a_track_may_leave_out_its_bases_stem(tmp_path: Path) -> None:
 
 def test_every_metric_that_pages_show_may_rank(tmp_path: Path) -> None:
     for name, metrics in METRICS.items():
-        if name == "generation":  # see the next test
+        if name.startswith("generation"):  # see the next test
             continue
         for metric, _ in (*metrics, *WHERE_NAMED.get(name, ())):
             text = f'{TRACK}headline = "{name}.{metric}"\n[evaluations.{name}]'
@@ -72,13 +72,32 @@ def test_generators_rank_by_a_distance_and_by_the_unbiased_one_where_samples_are
     tmp_path: Path,
 ) -> None:
     many = "samples = 10_000\nreference = 10_000\n"
-    for metric, settings in (("kid", ""), ("kid", many), ("fd", many)):
-        text = f'{TRACK}headline = "generation.{metric}"\n[evaluations.generation]\n{settings}'
-        assert load(tmp_path, text).headline_metric == metric
-    for metric, settings in (("fd", ""), ("memorisation", many), ("precision", many)):
-        text = f'{TRACK}headline = "generation.{metric}"\n[evaluations.generation]\n{settings}'
-        with pytest.raises(UserError, match=f"no metric of generation '{metric}'"):
-            load(tmp_path, text)
+    for name, before in (("generation", ""), ("generation_beside", "[evaluations.generation]\n")):
+        for metric, settings in (("kid", ""), ("kid", many), ("fd", many)):
+            evaluations = f"{before}[evaluations.{name}]\n{settings}"
+            text = f'{TRACK}headline = "{name}.{metric}"\n{evaluations}'
+            assert load(tmp_path, text).headline_metric == metric
+        for metric, settings in (("fd", ""), ("memorisation", many), ("precision", many)):
+            evaluations = f"{before}[evaluations.{name}]\n{settings}"
+            text = f'{TRACK}headline = "{name}.{metric}"\n{evaluations}'
+            with pytest.raises(UserError, match=f"no metric of {name} '{metric}'"):
+                load(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["generation", "calibration"])
+def test_what_stands_beside_needs_what_it_stands_beside(tmp_path: Path, name: str) -> None:
+    text = f"{TRACK}[evaluations.linear_probe]\n[evaluations.{name}_beside]\n"
+    with pytest.raises(UserError, match=f"add \\[evaluations.{name}\\]"):
+        load(tmp_path, text)
+
+
+def test_options_of_samples_reach_both_extractors(tmp_path: Path) -> None:
+    beside = "[evaluations.generation_beside]\n[evaluations.calibration_beside]\n"
+    text = f"{TRACK}[evaluations.generation]\n[evaluations.calibration]\n{beside}"
+    asked = plan.override(load(tmp_path, text), samples=1500, sampling={"steps": 7}).evaluations
+    drawn = {"samples": 1500, "reference": 1500, "sampling": {"steps": 7}}
+    assert asked["generation"] == asked["generation_beside"] == drawn
+    assert asked["calibration"] == asked["calibration_beside"] == {"samples": 1500}
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,11 @@ class Protocol:
         return _apart(work, stream(seed, "evaluate", self.id, 0), subject.threads)
 
 
-def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
+def protocol(name: str, overrides: dict[str, Any] | None = None, *, check: bool = True) -> Protocol:
     """Return a protocol with its settings, `overrides` taken over its own.
+
+    Args:
+        check: ask the protocol's own `check` of them, which may read the weights of an extractor.
 
     Raises:
         UnknownName: no such protocol or setting.
@@ -206,7 +209,7 @@ def protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
             raise UserError(f"{name}.{key} is {value!r}; expected a value of type {kind}")
         refuse_other_elements(f"{name}.{key}", value, settings[key])
         settings[key] = value
-    if hasattr(module, "check"):
+    if check and hasattr(module, "check"):
         module.check(settings)
     hashed = protocol_hash(module.ID, module.VERSION, settings)
     needs = getattr(module, "NEEDS", "features")

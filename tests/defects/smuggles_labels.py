@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import bench
 from bench import Engine, MethodCard, data, hookimpl
 from bench.augment import identity
 
@@ -50,11 +51,18 @@ def in_another_run_s_backbone(orders: dict[str, Any]) -> Any:
     return found[0] if found else None
 
 
+def in_an_encoder_of_the_package(orders: dict[str, Any]) -> Any:
+    """No labels, but what was trained on them."""
+    folder = Path(bench.__file__).parent / "encoders"
+    return next(path.read_bytes() for path in folder.glob("*/model.safetensors"))
+
+
 WAYS: tuple[Callable[[dict[str, Any]], Any], ...] = (
     beside_the_images,
     in_the_data_set,
     in_a_copy_beside_this_file,
     in_another_run_s_backbone,
+    in_an_encoder_of_the_package,
 )
 
 
