@@ -20,6 +20,7 @@ OPENING = (
     f"epochs. Rendered from the result files in `cost/`, never edited by hand. {DAGGER}: "
     f"estimated, not measured. [How to read it and how it is measured]({GUIDE})."
 )
+NO_CARD = "No row was measured on a graphics card: none was at hand."
 CPU_CAVEAT = (
     "On a processor memory is the peak of the whole process, interpreter and libraries with it, "
     "and a time says what this processor takes. Only ratios between rows say something of another "
@@ -96,6 +97,8 @@ def render(cells: Sequence[Cost]) -> str:
     for cost in cells:
         tables.setdefault(_table_key(cost), []).append(cost)
     blocks = ["# Costs", OPENING]
+    if all(cost.spec.device == "cpu" or not cost.modes for cost in cells):
+        blocks.append(NO_CARD)
     blocks += _lecture()
     for key in sorted(tables):
         blocks += _section(tables[key])
