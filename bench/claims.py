@@ -306,11 +306,23 @@ def _links(cell: CellRecord, leaderboards_dir: Path) -> str:
 
 
 def _footer(claim: Claim, findings: Sequence[Finding]) -> str:
-    holds = dict.fromkeys(finding.holds for finding in findings if finding.holds)
-    if holds:
-        said = text("; ".join(holds), longest=LONG)
+    held = [part for finding in findings if finding.holds for part in finding.holds.split("; ")]
+    cells = [side.cell for finding in findings for side in finding.sides]
+    if held:
+        said = text("; ".join(dict.fromkeys(_as_run(part, cells) for part in held)), longest=LONG)
         return f"This holds for {said}; it says nothing about ImageNet."
     if claim.scale == "out of reach":
         return "Nothing here says anything about it, on ImageNet or elsewhere."
     where = f"its backbone and budget on {claim.track}" if claim.track else "what it will run on"
     return f"This will hold for {text(where)}; it says nothing about ImageNet."
+
+
+def _as_run(part: str, cells: Sequence[CellRecord]) -> str:
+    """Return "backbone, track, budget" with the budgets of the runs on that track: a side may have
+    changed the track's own."""
+    for base in dict.fromkeys(cell.track.partition("~")[0] for cell in cells):
+        head, found, _ = part.rpartition(f", {base}, ")
+        if found:
+            budgets = [c.budget for c in cells if c.track.partition("~")[0] == base]
+            return f"{head}{found}{' and '.join(dict.fromkeys(budgets))}"
+    return part

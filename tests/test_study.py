@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -411,6 +412,21 @@ def test_the_page_says_every_contrast_and_where_it_holds(boards, heads):
     for target in page.split("](")[1:]:
         link = target.partition(")")[0]
         assert link.startswith("#") or (boards / link.replace("%7E", "~")).is_file(), link
+
+
+def test_where_a_claim_holds_is_said_with_the_budgets_that_ran(heads):
+    """Sides may change their track's budget."""
+    ran = [("board~0a1b2c", "2 epochs"), ("board~0a1b2c", "8 epochs"), ("other", "5 epochs")]
+    sides = [
+        SimpleNamespace(cell=records.CellRecord(contrast=0, side=0, method="m", track=t, budget=b))
+        for t, b in ran
+    ]
+    holds = "net (a=1), no pool, board, 4 epochs; net, other, 5 epochs; the loss itself"
+    finding = findings.Finding(heads.contrasts[0], "judged", sides=tuple(sides), holds=holds)
+    assert claims._footer(heads, [finding]) == (
+        "This holds for net (a=1), no pool, board, 2 epochs and 8 epochs; net, other, 5 epochs; "
+        "the loss itself; it says nothing about ImageNet."
+    )
 
 
 def test_a_page_that_is_not_its_results_is_found(boards):
