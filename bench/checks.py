@@ -53,7 +53,7 @@ def _loss(evidence: Evidence) -> Verdict:
     if not part.losses or not all(isinstance(x, float) and math.isfinite(x) for x in part.losses):
         return "failed", "a loss is missing or not finite"
     if not record["fit"]:
-        return "passed", "own loop: every loss is finite"
+        return "skipped", "n/a: own loop, whose loss may be a game's; every one is finite"
     quarter = LONG // 4
     first = sum(part.losses[:quarter]) / quarter
     last = sum(part.losses[-quarter:]) / quarter
@@ -134,6 +134,11 @@ def _ranks(evidence: Evidence) -> Verdict:
     return "passed", f"{len(one)} parameters"
 
 
+def _samples(evidence: Evidence) -> Verdict:
+    drawn = evidence["short"][0].drawn
+    return ("passed", f"{drawn} images") if drawn else ("skipped", "n/a: it draws no images")
+
+
 @dataclass(frozen=True)
 class _Rule:
     reason: str
@@ -151,6 +156,7 @@ RULES = {
     "finished": _Rule("a finished run takes no further step", ("repeated",), _finished),
     "backbone": _Rule("the backbone returned is of the given architecture", ("short",), _backbone),
     "writes": _Rule("nothing is written outside the run's folder", ("repeated",), _writes),
+    "samples": _Rule("what it draws has an image's shape and range", ("short",), _samples),
     "ranks": _Rule("two processes end with equal parameters", ("ranks",), _ranks),
 }
 

@@ -204,18 +204,21 @@ def seed_everything(seed: int) -> None:
 def _picture(
     folder: Path, orders: dict[str, Any], plugin: Any, card: Any, model: Any, trainer: Any
 ) -> list[str]:
-    """Write the method's own pictures; return a line for each that is left out."""
+    """Write the method's own pictures, by the settings of the first protocol over samples; return a
+    line for each that is left out."""
     import torch
 
-    from bench import sheets
+    from bench import cards, sampling, sheets
     from bench.identity import stream
 
     if not plugin.has("picture"):
         return []
+    protocol, *_ = sampling.wanted(orders["evaluations"])
+    settings = cards.sampling_object(card, protocol.settings["sampling"])
     torch.manual_seed(stream(orders["spec"]["seed"], "generate", "picture"))
     with torch.no_grad():
         try:
-            pictures = plugin.call("picture", model=model, engine=trainer, sampling=card.sampling)
+            pictures = plugin.call("picture", model=model, engine=trainer, sampling=settings)
         except Exception as error:  # of the plugin: the run and its samples are whole without it
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             return [f"the pictures are left out: {said[:200]}"]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.cells import decimals, numbers, text
+from bench.cells import decimals, numbers, short, text
 from bench.columns import CALIBRATIONS
 from bench.generated import disagreements
 from bench.pages import label
@@ -40,6 +40,7 @@ def footnotes(
     notes += [f"**Missing or failed seeds:** {note}" for note in lacking]
     notes += [note for row in rows for note in _probes(board, row)]
     notes += [note for row in rows for note in _sampling(board, row)]
+    notes += [note for row in rows for note in _inputs(board, row)]
     notes += [f"**Departs:** {said}" for said in sorted({_departs(row) for row in rows}) if said]
     for row in rows:
         said = sorted({note for result in row.results for note in result.row.notes})
@@ -89,6 +90,27 @@ def _sampling(board: Board, row: TableRow) -> list[str]:
         if found
     }
     return [f"**Sampling:** {label(row)}: {text(settings)}" for settings in sorted(said)]
+
+
+def _inputs(board: Board, row: TableRow) -> list[str]:
+    """Return what a row's backbones were shown where that is no plain image, and the first accuracy
+    with plain ones."""
+    for column in board.columns:
+        entries = [(result.seed, column.entry(result)) for result in row.good]
+        found = [(seed, e.chosen) for seed, e in entries if e and "input" in e.chosen]
+        if not column.is_accuracy or not found:
+            continue
+        shown: dict[str, list[int]] = {}
+        for seed, chosen in found:
+            shown.setdefault(chosen["input"], []).append(seed)
+        said = ", ".join(f"{text(kind)} ({seeds_words(seeds)})" for kind, seeds in shown.items())
+        part = "validation" if column.validation else "metrics"
+        plain = [chosen["rgb"][part][column.metric] for _, chosen in found]
+        return [
+            f"**Input:** {label(row)}: probed on {said}, chosen on validation; on plain images "
+            f"“{text(column.title)}” is {short(sum(plain) / len(plain))}"
+        ]
+    return []
 
 
 def seeds_words(seeds: Sequence[int]) -> str:

@@ -82,8 +82,10 @@ def render_track(
             any(row.key in again for row in board.rows),
         )
         blocks.append(_legend(board, dated=dated, counted=counted))
+    headline = board.headline
+    shown = text(headline.title) if headline and headline.is_distance else "Accuracy"
     for what, file in (("time", figure), ("FLOPs", flops_figure)):
-        blocks += [f"![Accuracy against training {what}]({quote(file)})"] if file else []
+        blocks += [f"![{shown} against training {what}]({quote(file)})"] if file else []
     if tuning_figure:
         blocks += ["## Tuning", *tuning_section(board, recipes, tuning_figure)]
     blocks += [*calibration_section(track, board), *sheets_section(track["id"], board, sheets)]
@@ -177,12 +179,16 @@ def _page_seeds(board: Board) -> list[int]:
 
 
 def _legend(board: Board, *, dated: bool, counted: bool) -> str:
+    distances = any(column.is_distance for column in board.columns)
+    alone = "of the images where n is 1"
+    if distances:
+        alone += "; of a distance over blocks of samples, without what another training would give"
     said = (
-        "Accuracy in percent: mean ± 95 % interval over n seeds (of the images where n is 1), "
+        f"Accuracy in percent: mean ± 95 % interval over n seeds ({alone}), "
         "in brackets the stage that validation chose. *Italic*: floors and reference. "
-        "Passes: encoder passes per source image with + without gradient. "
-        + "GFLOP: of a run's training, counted from its step. "
-        * counted
+        + "Precision to CAS: in the features that the first distance is in. " * distances
+        + "Passes: encoder passes per source image with + without gradient. "
+        + "GFLOP: of a run's training, counted from its step. " * counted
         + "GiB: peak memory. s/run: training time. Tuning: trials behind the recipe. "
         f"Test reads: configurations of the method that were ever evaluated on this test split, "
         f"bold above {MANY_READS}."

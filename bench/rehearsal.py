@@ -26,6 +26,11 @@ CONVOLUTIONAL = {
     "args": {},
     "stem": {"kernel": 3, "stride": 2, "max_pool": False},
 }
+SAMPLES = 20
+DRAWN = {  # of a method that generates; nothing is judged
+    "name": "generation",
+    "overrides": {"samples": SAMPLES, "reference": SAMPLES, "allow_small": True},
+}
 TRANSFORMER = {"name": "test_vit", "args": {"patch_size": 8}, "stem": None}
 
 
@@ -36,6 +41,7 @@ class Part:
     Attributes:
         status: as the worker's watch says; "stopped" where `stop_at` stopped it.
         sha256: of the backbone's bytes, empty without any.
+        drawn: how many images it generated.
         misfit: why the bytes do not fit the architecture that was given; empty if they do.
         records: what `bench.observe` noted, by rank.
         losses: as logged, step by step.
@@ -45,6 +51,7 @@ class Part:
     reason: str = ""
     sha256: str = ""
     misfit: str = ""
+    drawn: int = 0
     records: tuple[dict[str, Any], ...] = ()
     losses: tuple[Any, ...] = ()
 
@@ -117,6 +124,8 @@ def carry_out(name: str, spec: plan.RunSpec, runs_dir: Path) -> list[Part]:
     ordered = dataclasses.replace(
         spec, run_id=name, spec=spec.spec | {"budget": {"steps": run.steps}}
     )
+    if name == "short":
+        ordered = dataclasses.replace(ordered, evaluations=[*spec.evaluations, DRAWN])
     folder = runner.lay_out(ordered, options, JOBS)
     if name != "short":  # which is the plugin as it comes; all others must leave its bytes
         hooks = (repr(spec.plugin), f"folder={str(folder)!r}", f"stop_at={run.stop_at}")
@@ -194,6 +203,7 @@ def _work(folder: str, send: Connection) -> None:
     if watch.status == "done":
         part["sha256"] = watch.outcome["artifacts"]["backbone.safetensors"]["sha256"]
         part["misfit"] = _misfit(place, orders["spec"], part["sha256"])
+        part["drawn"] = SAMPLES * len(watch.outcome.get("samples", {}))
     send.send_bytes(json.dumps(part).encode())
 
 

@@ -7,10 +7,11 @@ training serves any number of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import cards, evaluations
 from bench.backbones import to_input
 from bench.data.resize import centre
 from bench.engine import Interrupted
 from bench.files import write_atomically
-from bench.identity import canonical_json, stream
+from bench.identity import canonical_json, digest, stream
 from bench.results import SAMPLES
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from bench.hookspecs import MethodCard
 
 CHUNK = 250  # images at a time: a sign of life between two of them
+BEAT_SECONDS = 1.0  # between signs of life within one
+KEPT_SECONDS = 10.0  # a chunk that took longer is kept until all are drawn
 SLACK = 1e-3  # of rounding beyond [-1, 1]
 
 
@@ -102,6 +105,7 @@ def draw(
     seed: int,
     device: torch.device | str = "cpu",
     between: Callable[[], None] = lambda: None,
+    kept: Callable[[int], Path] | None = None,
 ) -> np.ndarray:
     """Return uint8 images (num_images, 3, image_size, image_size).
 
@@ -110,6 +114,8 @@ def draw(
         labels: int64 (num_images,) for conditional methods, else None.
         seed: of the run; each chunk has a random stream of its own, whatever was drawn before.
         between: called before each chunk.
+        kept: where a chunk, by its number, is kept that took long; one that lies there is not drawn
+            again.
 
     Raises:
         BadSamples: a chunk is no tensor, of another shape, not finite, or out of [-1, 1].
@@ -118,13 +124,41 @@ def draw(
     for number, start in enumerate(range(0, num_images, CHUNK)):
         between()
         count = min(CHUNK, num_images - start)
+        place = kept(number) if kept else None
+        if place and place.is_file():
+            parts.append(np.load(place, allow_pickle=False))
+            continue
+        begun = time.monotonic()
         asked = None if labels is None else labels[start : start + count].to(device)
         torch.manual_seed(stream(seed, "generate", number))
         with torch.no_grad():
             images = generate(num_images=count, labels=asked)
         _refuse("generate", images, (count, 3, image_size, image_size))
         parts.append(to_uint8(images))
+        if place and time.monotonic() - begun > KEPT_SECONDS:
+            save(place.parent, place.name, parts[-1])
     return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def signs_of_life(model: Any, between: Callable[[], None]) -> Iterator[None]:
+    """Call `between` now and then while a model's parts are at work: a chunk may take longer than a
+    run may be silent. It draws no random number, so images stay what they are."""
+    last = time.monotonic()
+
+    def told(*_: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= BEAT_SECONDS:
+            between()
+            last = time.monotonic()
+
+    parts = model.children() if isinstance(model, nn.Module) else ()
+    hooks = [part.register_forward_pre_hook(told) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def reconstruct(
@@ -186,6 +220,7 @@ def draw_all(
         "device": trainer.device,
         "between": between,
     }
+    compiled = orders["spec"].get("compile")  # hooks would be compiled into its graphs
     drawn: dict[str, dict[str, Any]] = {}
     alike: dict[str, str] = {}  # what was asked -> the first protocol that asked it
     for protocol in wanted(orders["evaluations"]):
@@ -199,19 +234,28 @@ def draw_all(
         labels = balanced_labels(count, num_classes) if card.conditional else None
         begun = time.perf_counter()
         generate = partial(plugin.call, "generate", model=model, sampling=settings)
-        images = draw(generate, count, trainer.image_size, labels, **shared)
+        kept = partial(_chunk_file, folder, digest([trainer.identity_hash, key])[:12])
+        with signs_of_life(None if compiled else model, between):
+            images = draw(generate, count, trainer.image_size, labels, kept=kept, **shared)
         seconds = time.perf_counter() - begun
         drawn[key] = {
             "sampling": values,
             "num_classes": num_classes if card.conditional else 0,
             "seconds": round(seconds, 3),
         } | save(folder, file_name(key), images)
+        for place in folder.glob(kept(0).name.replace("-0.", "-*.")):
+            place.unlink()
         if plugin.has("reconstruct") and "limit" not in orders["spec"]["data"]:
             rows = reference_rows(len(stored), protocol.settings["reference"], shared["seed"])
             again = partial(plugin.call, "reconstruct", model=model)
             found = reconstruct(again, centre(stored[rows], trainer.image_size), **shared)
             drawn[key]["reconstructions"] = save(folder, file_name(key, "-again"), found)
     return drawn
+
+
+def _chunk_file(folder: Path, of: str, number: int) -> Path:
+    """Return where a chunk of a protocol's samples is kept until the others are drawn."""
+    return folder / f"chunk-{of}-{number}.npy"
 
 
 def _refuse(hook: str, images: Any, shape: tuple[int, ...]) -> None:

@@ -32,6 +32,11 @@ class Config:
     lr: float = 0.1
 
 
+@dataclass(frozen=True)
+class Sampling:
+    level: float = 0.5
+
+
 class Model(nn.Module):
     def __init__(self, backbone):
         super().__init__()
@@ -49,7 +54,14 @@ class Model(nn.Module):
 
 @hookimpl
 def describe():
-    return MethodCard("Mean colour", "https://example.org", "other", Config(), departs="nothing")
+    return MethodCard(
+        "Mean colour",
+        "https://example.org",
+        "other",
+        Config(),
+        departs="nothing",
+        sampling=Sampling(),
+    )
 
 
 @hookimpl
@@ -58,6 +70,11 @@ def pretrain(backbone, config, engine):
     model = Model(group_batch_norm(backbone))
     model = engine.fit(model, lr=config.lr)
     return model
+
+
+@hookimpl
+def generate(num_images, sampling):
+    return torch.full((num_images, 3, 32, 32), sampling.level)
 '''
 BREACHES = {
     "card": ('departs="nothing"', 'departs=""', "departs is ''"),
@@ -92,6 +109,7 @@ BREACHES = {
         "    except OSError:\n        print('not allowed')\n    return model\n",
         "left.txt",
     ),
+    "samples": ("sampling.level)", "2 + sampling.level)", "values from 2.5 to 2.5"),
     "ranks": (
         "    return model\n",
         "    model.head.bias.data += rank()\n    return model\n",

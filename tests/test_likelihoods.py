@@ -57,7 +57,7 @@ def test_float32_stays_finite_with_gradients_far_out(law) -> None:
     assert log_scale.grad.isfinite().all()
 
 
-def test_a_uniform_model_of_8_bits_scores_8() -> None:
+def test_nats_of_a_uniform_guess_are_8_bits_per_value() -> None:
     uniform = torch.full((2,), 3 * 4 * 4 * math.log(256), dtype=torch.float64)
     assert bits_per_dim(uniform, 3 * 4 * 4).tolist() == pytest.approx([8.0, 8.0], abs=1e-12)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import sampling, sheets
 
@@ -64,6 +64,53 @@ BROKEN = {
 def test_what_is_no_image_is_refused(said: str) -> None:
     with pytest.raises(sampling.BadSamples, match=said):
         sampling.draw(lambda num_images, labels: BROKEN[said](num_images), 10, 8, None, seed=0)
+
+
+def test_chunks_that_took_long_are_not_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counted(num_images: int, labels: Tensor | None) -> Tensor:
+        asked.append(num_images)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return uniform(num_images, labels)
+
+    def kept(number: int) -> Path:
+        return tmp_path / f"{number}.npy"
+
+    whole = sampling.draw(uniform, 600, 8, None, seed=4)
+    monkeypatch.setattr(sampling, "KEPT_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        sampling.draw(counted, 600, 8, None, seed=4, kept=kept)
+    assert np.array_equal(sampling.draw(counted, 600, 8, None, seed=4, kept=kept), whole)
+    assert asked == [250, 250, 100, 100]
+    monkeypatch.setattr(sampling, "KEPT_SECONDS", 60.0)
+    sampling.draw(uniform, 250, 8, None, seed=4, kept=lambda number: tmp_path / "short.npy")
+    assert not (tmp_path / "short.npy").exists()
+
+
+def test_a_long_chunk_gives_signs_of_life_and_the_same_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.ModuleDict({"network": nn.Dropout(0.5)})
+    signs = []
+
+    def steps(num_images: int, labels: Tensor | None) -> Tensor:
+        images = torch.rand(num_images, 3, 4, 4)
+        for _ in range(5):
+            images = model["network"](images).clamp(-1, 1)
+        return images
+
+    plain = sampling.draw(steps, 20, 4, None, seed=0)
+    monkeypatch.setattr(sampling, "BEAT_SECONDS", 0.0)
+    with sampling.signs_of_life(model, lambda: signs.append(1)):
+        again = sampling.draw(steps, 20, 4, None, seed=0)
+    assert len(signs) == 5
+    assert np.array_equal(again, plain)
+    sampling.draw(steps, 20, 4, None, seed=0)
+    assert len(signs) == 5  # its hooks are gone
 
 
 def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -135,7 +182,12 @@ def test_a_limited_training_set_has_no_reconstructions(tmp_path: Path, limit: in
     }
     meter = SimpleNamespace(beat=lambda step: None)
     trainer = SimpleNamespace(
-        meter=meter, step_index=3, stop_signal=None, device="cpu", image_size=8
+        meter=meter,
+        step_index=3,
+        stop_signal=None,
+        device="cpu",
+        image_size=8,
+        identity_hash="",
     )
     card = SimpleNamespace(sampling=None, conditional=False)
     stored = np.arange(30, dtype=np.uint8)[:, None, None, None].repeat(8, 2).repeat(8, 3)

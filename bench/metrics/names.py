@@ -23,8 +23,9 @@ def column_name(
     """Return what a metric of so many samples is called in a column.
 
     `FID` is the Frechet distance (metric "FD") under Inception of 50,000 samples, `FID@N` that of
-    any other number. All other measures name their extractor: `FD(efficientnet_lite0)`,
-    `KID(inception)`. What only `allow_small` lets pass is marked, with the numbers.
+    any other number. Other distances name their extractor: `FD(efficientnet_lite0)`,
+    `KID(inception)`; precision and its like are of the first distance's, as a page's legend says.
+    What only `allow_small` lets pass is marked, with the numbers.
 
     Args:
         extractor: its name.

@@ -68,6 +68,22 @@ def test_noisy_copies_are_found() -> None:
     assert result.near > 0.03
 
 
+@pytest.mark.parametrize(("share", "noise"), [(0.05, 0.0), (0.05, 0.02), (0.2, 0.1)])
+def test_copies_among_poor_samples_are_found_whose_auc_is_below_one_half(
+    share: float, noise: float
+) -> None:
+    """Poor samples are about as far from either set: they pull the AUC down, and hide no copies."""
+    far = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    samples = (images(N, 3) + 0.3 * far).clamp(-1, 1)
+    assert not found(samples).accused
+    count = round(share * N)
+    blur = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    samples[:count] = TRAIN[:count] + noise * blur
+    result = found(samples)
+    assert result.auc < 0.5
+    assert result.accused
+
+
 def test_a_shift_of_many_is_found_where_none_leads() -> None:
     """Half-way between a training image and an honest one: no copy, and too near by far."""
     samples = images(N, 3)
