@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,27 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from small_runs import write_data
 from torch import nn
 
-from bench import cards, manager, new_plugin
+from bench import cards, checks, manager, new_plugin
 from bench.cli import bench, main
 from bench.engine import Trainer
 from bench.probe import fork_server
 
 ROOT = Path(__file__).parents[1]
-TRACK = """
-title = "Tiny"
-description = "A track for a test."
-seeds = [0]
-recipe = "small"
-batch_size = 24
-floors = ["raw_pixels"]
-data = {{ name = "npz:{data}", image_size = 16 }}
-backbone = {{ name = "test_resnet", stem = {{ kernel = 3, stride = 2, max_pool = false }} }}
-budget = {{ epochs = 2 }}
-evaluations = {{ knn = {{}} }}
-"""
 
 
 @dataclass(frozen=True)
@@ -113,12 +99,6 @@ def test_its_card_is_the_one_written(author: Author) -> None:
         assert low < getattr(card.recipes["small"], field) < high
 
 
-def test_bench_check_finds_it(author: Author) -> None:
-    """One check here; the package's own tests do them all."""
-    (found,) = json.loads(author.run("bench check two_views --json --only card")).values()
-    assert [(check["id"], check["status"]) for check in found] == [("card", "passed")]
-
-
 def train(rank: int, world: int, folder: str, plugin: str) -> None:
     """Train the generated method in one of `world` processes and leave its parameters."""
     torch.set_num_threads(1)
@@ -170,23 +150,13 @@ def test_two_processes_train_it_as_one_does(tmp_path: Path) -> None:
         assert torch.allclose(found[2][name], expected, rtol=0, atol=1e-9), name
 
 
-@pytest.mark.slow
-def test_its_own_tests_pass(author: Author) -> None:
-    printed = author.run("pytest -v -p no:cacheprovider", author.package)
-    for check in ("card", "loss", "gradients", "resume", "ranks"):
-        assert f"[two_views-{check}] PASSED" in printed
+def test_its_own_tests_pass_and_ask_for_every_check(author: Author) -> None:
+    """The checks themselves, and a row beside the floor, are the tutorial's, in test_docs.py."""
+    printed = author.run('pytest -v -p no:cacheprovider -k "not contract"', author.package)
     assert "test_the_loss_matches_the_double_loop PASSED" in printed
-
-
-def test_a_run_gives_a_row_beside_the_floor(author: Author) -> None:
-    data = write_data(author.folder / "tiny.npz")
-    (author.folder / "tiny.toml").write_text(TRACK.format(data=data))
-    answer = json.loads(author.run("bench run --plugins two_views --track tiny.toml --json"))
-    assert {run["status"] for run in answer["runs"]} == {"done"}
-    page = (author.folder / answer["page"]).read_text()
-    (row,) = (line for line in page.splitlines() if line.startswith("| Two views"))
-    assert "2103.03230" in row
-    assert "failed" not in row
+    listed = author.run("pytest --collect-only -q -p no:cacheprovider", author.package)
+    for check in checks.RULES:
+        assert f"[two_views-{check}]" in listed
 
 
 def test_a_built_distribution_has_the_templates() -> None:

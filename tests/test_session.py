@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,34 +89,46 @@ def test_observers_are_told_and_their_trouble_changes_nothing(board: tuple) -> N
     assert "Traceback" not in run.stderr
 
 
-def test_finished_runs_are_skipped(board: tuple) -> None:
+Told = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
+    """Carry out a command in this process and a folder; return its exit status and stdout."""
+
+    def carry_out(*arguments: str, cwd: Path) -> tuple[int, str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "200")
+        return cli.main(list(arguments)), capsys.readouterr().out
+
+    return carry_out
+
+
+def test_finished_runs_are_skipped(board: tuple, told: Told) -> None:
     place, _ = board
-    run = bench("run", "--plugins", "simclr", "--set", "simclr.temperature=0.5", *QUICK, cwd=place)
-    assert run.stdout.count("(finished before)") == 4
+    command = ("run", "--plugins", "simclr", "--set", "simclr.temperature=0.5", *QUICK)
+    assert told(*command, cwd=place)[1].count("(finished before)") == 4
 
 
-def test_dev_opens_no_test_split(tmp_path: Path) -> None:
+def test_dev_opens_no_test_split(tmp_path: Path, told: Told) -> None:
     small_track.write(tmp_path / "digits.toml")
-    run = bench("run", "--plugins", "random_init", "--dev", *QUICK, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    status, said = told("run", "--plugins", "random_init", "--dev", *QUICK, cwd=tmp_path)
+    assert status == 0, said
     (result,) = tmp_path.glob("runs/results-dev/*/random_init-*.json")
     entries = json.loads(result.read_text())["evaluations"].values()
     assert all(e["metrics"] == {} and e["test_reads"] == 0 and e["validation"] for e in entries)
     assert not list(tmp_path.glob("runs/results/*/*.json"))
 
 
-def test_a_finished_run_is_evaluated_further(board: tuple) -> None:
+def test_a_finished_run_is_evaluated_further(board: tuple, told: Told) -> None:
     place, _ = board
     folder = next((place / "runs").glob("simclr-s0-*"))
-    evaluated = bench("eval", folder.name, "--evaluations", "knn", cwd=place)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert "knn" in evaluated.stdout
-    weights = folder / "backbone.safetensors"
-    external = bench(
-        "eval", "--track", "digits", "--weights", str(weights), "--evaluations", "knn", cwd=place
-    )
-    assert external.returncode == 0, external.stderr
-    assert "external: training data unknown" in external.stdout
+    status, said = told("eval", folder.name, "--evaluations", "knn", cwd=place)
+    assert (status, "knn" in said) == (0, True), said
+    weights = str(folder / "backbone.safetensors")
+    external = ("eval", "--track", "digits", "--weights", weights, "--evaluations", "knn")
+    status, said = told(*external, cwd=place)
+    assert (status, "external: training data unknown" in said) == (0, True), said
 
 
 def test_unknown_backbone_is_refused_before_anything_runs(
