@@ -105,7 +105,7 @@ def draw(
     seed: int,
     device: torch.device | str = "cpu",
     between: Callable[[], None] = lambda: None,
-    kept: Callable[[int], Path] | None = None,
+    chunks: Chunks | None = None,
 ) -> np.ndarray:
     """Return uint8 images (num_images, 3, image_size, image_size).
 
@@ -114,8 +114,7 @@ def draw(
         labels: int64 (num_images,) for conditional methods, else None.
         seed: of the run; each chunk has a random stream of its own, whatever was drawn before.
         between: called before each chunk.
-        kept: where a chunk, by its number, is kept that took long; one that lies there is not drawn
-            again.
+        chunks: where one that took long is kept; what is kept there is not drawn again.
 
     Raises:
         BadSamples: a chunk is no tensor, of another shape, not finite, or out of [-1, 1].
@@ -124,9 +123,8 @@ def draw(
     for number, start in enumerate(range(0, num_images, CHUNK)):
         between()
         count = min(CHUNK, num_images - start)
-        place = kept(number) if kept else None
-        if place and place.is_file():
-            parts.append(np.load(place, allow_pickle=False))
+        if chunks and (found := chunks.read(number)) is not None:
+            parts.append(found)
             continue
         begun = time.monotonic()
         asked = None if labels is None else labels[start : start + count].to(device)
@@ -135,9 +133,46 @@ def draw(
             images = generate(num_images=count, labels=asked)
         _refuse("generate", images, (count, 3, image_size, image_size))
         parts.append(to_uint8(images))
-        if place and time.monotonic() - begun > KEPT_SECONDS:
-            save(place.parent, place.name, parts[-1])
+        if chunks:
+            chunks.keep(number, parts[-1], time.monotonic() - begun)
     return np.concatenate(parts)
+
+
+@dataclass
+class Chunks:
+    """Chunks of a protocol's samples that took long, kept until the others are drawn.
+
+    Attributes:
+        folder: of the run. of: names what they are chunks of, code and weights included.
+        seconds: that those took which were read.
+    """
+
+    folder: Path
+    of: str
+    seconds: float = 0.0
+
+    def path(self, number: int | str) -> Path:
+        return self.folder / f"chunk-{self.of}-{number}.npz"
+
+    def read(self, number: int) -> np.ndarray | None:
+        """Return uint8 images (B, 3, H, W) that are kept, or None."""
+        if not self.path(number).is_file():
+            return None
+        with np.load(self.path(number), allow_pickle=False) as found:
+            self.seconds += float(found["seconds"])
+            return found["images"]
+
+    def keep(self, number: int, images: np.ndarray, seconds: float) -> None:
+        """Write a chunk whole, if it took long."""
+        if seconds > KEPT_SECONDS:
+            content = io.BytesIO()
+            np.savez(content, images=images, seconds=seconds)
+            write_atomically(self.path(number), content.getvalue())
+
+    def clear(self) -> None:
+        """Remove all of them."""
+        for place in self.folder.glob(self.path("*").name):
+            place.unlink()
 
 
 @contextlib.contextmanager
@@ -234,28 +269,22 @@ def draw_all(
         labels = balanced_labels(count, num_classes) if card.conditional else None
         begun = time.perf_counter()
         generate = partial(plugin.call, "generate", model=model, sampling=settings)
-        kept = partial(_chunk_file, folder, digest([trainer.identity_hash, key])[:12])
+        chunks = Chunks(folder, digest([trainer.identity_hash, key])[:12])
         with signs_of_life(None if compiled else model, between):
-            images = draw(generate, count, trainer.image_size, labels, kept=kept, **shared)
-        seconds = time.perf_counter() - begun
+            images = draw(generate, count, trainer.image_size, labels, chunks=chunks, **shared)
+        seconds = time.perf_counter() - begun + chunks.seconds
         drawn[key] = {
             "sampling": values,
             "num_classes": num_classes if card.conditional else 0,
             "seconds": round(seconds, 3),
         } | save(folder, file_name(key), images)
-        for place in folder.glob(kept(0).name.replace("-0.", "-*.")):
-            place.unlink()
+        chunks.clear()
         if plugin.has("reconstruct") and "limit" not in orders["spec"]["data"]:
             rows = reference_rows(len(stored), protocol.settings["reference"], shared["seed"])
             again = partial(plugin.call, "reconstruct", model=model)
             found = reconstruct(again, centre(stored[rows], trainer.image_size), **shared)
             drawn[key]["reconstructions"] = save(folder, file_name(key, "-again"), found)
     return drawn
-
-
-def _chunk_file(folder: Path, of: str, number: int) -> Path:
-    """Return where a chunk of a protocol's samples is kept until the others are drawn."""
-    return folder / f"chunk-{of}-{number}.npy"
 
 
 def _refuse(hook: str, images: Any, shape: tuple[int, ...]) -> None:

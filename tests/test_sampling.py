@@ -77,18 +77,24 @@ def test_chunks_that_took_long_are_not_drawn_again(
             raise KeyboardInterrupt
         return uniform(num_images, labels)
 
-    def kept(number: int) -> Path:
-        return tmp_path / f"{number}.npy"
-
     whole = sampling.draw(uniform, 600, 8, None, seed=4)
     monkeypatch.setattr(sampling, "KEPT_SECONDS", -1.0)
+    chunks = sampling.Chunks(tmp_path, "some")
     with pytest.raises(KeyboardInterrupt):
-        sampling.draw(counted, 600, 8, None, seed=4, kept=kept)
-    assert np.array_equal(sampling.draw(counted, 600, 8, None, seed=4, kept=kept), whole)
+        sampling.draw(counted, 600, 8, None, seed=4, chunks=chunks)
+    again = sampling.Chunks(tmp_path, "some")
+    assert np.array_equal(sampling.draw(counted, 600, 8, None, seed=4, chunks=again), whole)
     assert asked == [250, 250, 100, 100]
+    assert again.seconds > 0  # of the first two, which it did not draw
+    other = sampling.Chunks(tmp_path, "other")  # of other code or weights
+    sampling.draw(uniform, 600, 8, None, seed=4, chunks=other)
+    assert other.seconds == 0
+    again.clear()
+    assert {path.name.split("-")[1] for path in tmp_path.iterdir()} == {"other"}
+    other.clear()
     monkeypatch.setattr(sampling, "KEPT_SECONDS", 60.0)
-    sampling.draw(uniform, 250, 8, None, seed=4, kept=lambda number: tmp_path / "short.npy")
-    assert not (tmp_path / "short.npy").exists()
+    sampling.draw(uniform, 250, 8, None, seed=4, chunks=other)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_long_chunk_gives_signs_of_life_and_the_same_images(
