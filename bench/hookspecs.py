@@ -78,7 +78,7 @@ class Engine(Protocol):
 
     Attributes:
         image_size: side in pixels that the backbone sees and evaluations show it. Source images may
-            be stored larger: `random_resized_crop()` then comes out at this size, and what a view
+            be stored larger; `random_resized_crop()` then comes out at this size, and what a view
             leaves as large as it is stored is cut to its centre.
         num_images: images in the training set.
         num_classes: classes of the labels if the card says `uses_labels`, else None.
