@@ -18,6 +18,7 @@ NO_UPDATE = (
     "pretrain returned without one engine.step, so no update is known of what it trained: train by "
     'engine.fit or give losses to engine.step; a method that trains nothing says role="floor"'
 )
+WORKED_IN = ("data", "results", "results-dev", "studies", "reproduced")  # of a working folder
 HEAD_BYTES = 64 * 2**20  # a larger head is not kept; none of ours comes near
 
 
@@ -287,15 +288,19 @@ def _save_state(folder: Path, name: str, module: Any) -> dict[str, Any]:
 def _places(folder: Path, orders: dict[str, Any]) -> tuple[list[Path], list[Path]]:
     """Return what the plugin must not read, and what of it it may.
 
-    Hidden: the data set's own files, the arrays, other runs, the track's results, and the encoders
-    of the package. A label-free plugin so finds no label and no backbone that was trained on
-    labels; no plugin a test image.
+    Hidden: the data set's own files, arrays, other runs, results (their bits give labels away),
+    published ones too, and the encoders of the package. A label-free plugin so finds no label and
+    no backbone that was trained on labels; no plugin a test image.
     """
-    arrays = Path(orders["arrays"])
-    others = (orders.parent for orders in folder.parent.glob("*/run.json"))
+    arrays, boards = Path(orders["arrays"]), Path(orders["ledger"]).parent
     hidden = [Path(place) for place in orders.get("hidden", ())]
-    hidden += [arrays.parent, Path(orders["results"]), *(o for o in others if o != folder)]
-    hidden.append(Path(__file__).parent / "encoders")
+    hidden += [arrays.parent, Path(orders["results"]), Path(__file__).parent / "encoders"]
+    hidden += [boards / name for name in ("results", "studies")]
+    for working in (folder.parent, folder.parent.parent):  # what `reproduce` does lies in another's
+        others = [orders.parent for orders in working.glob("*/run.json")]
+        if others:
+            hidden += [working / name for name in WORKED_IN]
+            hidden += [other for other in others if other != folder]
     names = ["images.npy", "meta.json", *(["labels.npy"] if orders["row"]["uses_labels"] else [])]
     own_file = [Path(orders["plugin"])] if orders["plugin"].endswith(".py") else []
     return hidden, [folder, *own_file, *(arrays / name for name in names)]

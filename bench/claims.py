@@ -186,6 +186,10 @@ def _provenance(claim: Claim, record: Record | None) -> list[str]:
         return [f"Claim `{claim.sha256[:12]}`, {claim.seeds} seeds."]
     since = f"committed {record.registered.time}" if record.registered else "not committed"
     link = f"[record]({FOLDER}/records/{quote(claim.id)}.json)"
+    counted = {name for cell in record.cells for name in (*cell.runs.values(), *cell.trials)}
+    counted |= {Path(name).stem for files in record.observations.values() for name in files}
+    if others := len(record.traces.keys() - counted):
+        link += f"; {others} earlier runs and observations were made for it and do not count"
     return [f"Claim `{record.claim_sha256[:12]}`, {since}; study begun {record.begun}; {link}."]
 
 

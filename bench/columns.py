@@ -235,6 +235,14 @@ def named_by(title: str, settings: Mapping[str, Any]) -> str:
     return ", ".join([title, *(f"{key} {value}" for key, value in sorted(sampling.items()))])
 
 
+def is_named(track: Mapping[str, Any], column: Column) -> bool:
+    """Return whether a column is the headline that a track names; also where it names none."""
+    named = [p for p in track.get("protocols", ()) if p.get("headline")]
+    return not named or any(
+        column.protocol == p["id"] and p["headline"] in (column.metric, column.part) for p in named
+    )
+
+
 def choose_headline(track: Mapping[str, Any], columns: Sequence[Column]) -> Column | None:
     """Return the column that ranks: the one the track names, else the first."""
     for protocol in track.get("protocols", ()):

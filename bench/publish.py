@@ -28,6 +28,7 @@ from bench.results import (
     write,
     write_text,
 )
+from bench.track import load_track, recipes_id, shipped
 from bench.verify import verify
 
 INDEX = "README.md"
@@ -131,6 +132,14 @@ def check(
     files = render_pages(pages, current=current, engine=engine, beside=beside)
     differences = list(beside.problems)
     differences += [f"{page.track['id']}/{problem}" for page in pages for problem in page.problems]
+    for page in pages:
+        name = page.track["id"]
+        found = ((result.run_id, verify(result, name)) for result in page.results)
+        differences += [f"{name}/{run_id}.json: {fault}" for run_id, fault in found if fault]
+        differences += _untuned(page, beside)
+    unread = _unwritten(beside, pages, {page.track["id"]: page.results for page in pages})
+    said = f"no line of {ledger.FILE} has its test read"
+    differences += [f"{line['run_id']}.json: {said}" for line in unread]
     differences += claims.check(folder) + cost_page.check(folder)
     expected = {*files, *claims.names(folder), beside.costs}
     for name, text in files.items():
@@ -193,6 +202,9 @@ def publish(
             path = target / "results" / name / f"{result.run_id}.json"
             found = verify(result, name) or _conflict(path, result, force=force)
             faults += [f"{name}/{result.run_id}.json: {found}"] if found else []
+    kept = read_beside(target)
+    for page in pages:
+        faults += _untuned(replace(page, results=new[page.track["id"]]), kept)
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"nothing published: {faults[0]}{more}")
@@ -206,7 +218,7 @@ def publish(
         problems = [line for line in old.problems if not line.startswith(replaced)]
         after[name] = Page(page.track, list(merged.values()), problems)
     everything = [page for _, page in sorted(after.items())]
-    beside = read_beside(target)
+    beside = kept
     late = _unwritten(beside, pages, new)
     beside = replace(beside, ledger=[*beside.ledger, *late])
     drawn = sheets.planned(Path(runs_dir), [r for results in new.values() for r in results])
@@ -275,6 +287,31 @@ def _unwritten(
         if result.run_id not in written
         and any(entry.test_reads for entry in result.evaluations.values())
     ]
+
+
+def _untuned(page: Page, beside: Beside) -> list[str]:
+    """Return a line for each run that says how many trials are behind its recipe, where the boards
+    have another recipe or none: a row is ranked for that number."""
+    name = page.track["id"]
+    of = {"recipes": recipes_id(load_track(name))} if name in shipped() else {}
+    known = {recipe.method: recipe for recipe in beside.recipes_of(of | dict(page.track))}
+    lines = []
+    for result in page.results:
+        if result.row.variant or result.row.tuning in ("", "0") or not result.row.tuning.isdigit():
+            continue
+        recipe, config = known.get(result.method), result.spec.get("config", {})
+        said = f"{name}/{result.run_id}.json: says {result.row.tuning} trials of tuning"
+        if recipe is None:
+            lines.append(f"{said}; no recipe of {result.method} lies beside the boards")
+        elif len(recipe.trials) != int(result.row.tuning):
+            lines.append(f"{said}; its recipe beside the boards has {len(recipe.trials)}")
+        elif any(
+            config.get(key) != value
+            for key, value in recipe.config.items()
+            if key != "warmup_epochs"  # which a plan cuts of a short run
+        ):
+            lines.append(f"{said}; its configuration is not that recipe's")
+    return lines
 
 
 def _conflict(path: Path, result: Result, *, force: bool) -> str:

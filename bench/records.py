@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -217,14 +217,32 @@ def trace(places: Iterable[Path]) -> str | None:
     return datetime.fromtimestamp(min(times), UTC).isoformat(timespec="seconds")
 
 
-def noted(record: Record, places: dict[str, list[Path]]) -> Record:
-    """Return the record with the earliest sign of each run: of its files, or now for one to come.
+def noted(
+    record: Record, places: dict[str, list[Path]], reads: Mapping[str, str] | None = None
+) -> Record:
+    """Return the record with the earliest sign of each run: of its files, of its test reads, or now
+    for one to come.
 
     Args:
         places: run -> the files and folders that are there once it has begun.
+        reads: run -> when the ledger first has one of the record's protocols read for it, by
+            whomever, wherever its files lie now.
     """
-    new = {name: trace(files) or now() for name, files in places.items()}
-    return record.model_copy(update={"traces": new | record.traces})
+    reads = reads or {}
+    new = {}
+    for name, files in places.items():
+        signs = [record.traces.get(name), trace(files), reads.get(name)]
+        new[name] = min((sign for sign in signs if sign), key=_time, default=now())
+    return record.model_copy(update={"traces": record.traces | new})
+
+
+def first_reads(lines: Iterable[Mapping[str, Any]], protocols: Iterable[str]) -> dict[str, str]:
+    """Return when the ledger's lines first have a run's test read by one of these protocols."""
+    wanted, found = set(protocols), {}
+    for line in lines:
+        if wanted & set(line.get("protocols", ())):
+            found.setdefault(line["run_id"], line["time"])
+    return found
 
 
 def fault(claim: Claim, record: Record) -> str:

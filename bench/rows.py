@@ -12,7 +12,7 @@ import numpy as np
 
 from bench import distances, statistics
 from bench.belonging import fitting
-from bench.columns import Column, choose_columns, choose_headline
+from bench.columns import Column, choose_columns, choose_headline, is_named
 from bench.errors import UserError
 from bench.metrics.names import MEMORISED
 from bench.ranking import check_track, may_rank
@@ -156,11 +156,11 @@ def build(
     trials = str(track.get("trials", 0))
     check = check_track(rows, headline, track.get("floors", ()), track.get("protocols", ()))
     candidates = [row for row in rows if may_rank(row, trials)]
-    validation = headline is not None and headline.validation
+    asked = headline is not None and not headline.validation and is_named(track, headline)
     ranks_shown = (
         check.passed
         and not track.get("smoke")
-        and not validation
+        and asked
         and any(len(row.expected) >= RANKED_SEEDS for row in candidates)
     )
     if ranks_shown:
@@ -273,8 +273,12 @@ def _faults(
     collapsed: set[str],
 ) -> dict[int, str]:
     faults = dict.fromkeys(expected, "missing")
+    codes = Counter(map(_code, runs))
+    usual = min(codes, key=lambda code: (-codes[code], code), default=None)
     for result in runs:
-        if result.status != "done":
+        if _code(result) != usual:
+            faults[result.seed] = "of other code than the row's other seeds"
+        elif result.status != "done":
             status = result.status.replace("_", " ")
             told = result.reason.startswith(status)
             parts = [result.reason] if told else [status, result.reason]
@@ -286,6 +290,12 @@ def _faults(
         else:
             faults.pop(result.seed, None)
     return faults
+
+
+def _code(result: Result) -> tuple[str, int, bool, str]:
+    """Return what must be the same in all seeds of a row beside their specs."""
+    code, row = result.code, result.row
+    return code.plugin_sha256, code.engine, row.uses_labels, row.role
 
 
 def _owes(result: Result, headline: Column) -> bool:

@@ -150,7 +150,9 @@ def moderate(variance: float, df: int, prior: Prior) -> tuple[float, float]:
     if np.isinf(prior.df):
         return prior.variance, prior.pooled_df
     total = prior.df + df
-    drawn = (prior.df * prior.variance + df * variance) / total if total else 0.0
+    if total == 0:  # a row of one seed beside one method of several
+        return prior.variance, prior.pooled_df
+    drawn = (prior.df * prior.variance + df * variance) / total
     return drawn, min(total, prior.pooled_df)
 
 

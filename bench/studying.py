@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import claim as claims
-from bench import judge, observations, observing, records, results, runner, studies, study
+from bench import (
+    judge,
+    ledger,
+    observations,
+    observing,
+    records,
+    results,
+    runner,
+    studies,
+    study,
+)
 from bench.claim import Claim
 from bench.errors import UserError
 from bench.exits import OK, SOME_FAILED
@@ -203,7 +213,10 @@ def _register(work: Work, specs: Sequence[RunSpec], update: dict) -> None:
         trial = work.folder / "trials" / spec.track / f"{spec.run_id}.json"
         folder = work.options.runs_dir / spec.run_id
         places[spec.run_id] = [p for p in (*files, trial, folder) if p.exists()]
-    work.record = records.noted(work.record, places).model_copy(update=update)
+    lines = ledger.read(work.options.leaderboards_dir / ledger.FILE)
+    protocols = update.get("protocols", work.record.protocols).values()
+    reads = records.first_reads(lines, protocols)
+    work.record = records.noted(work.record, places, reads).model_copy(update=update)
     work.save()
 
 

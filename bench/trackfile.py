@@ -283,6 +283,22 @@ class _Content(_Table):
         return self
 
     @model_validator(mode="after")
+    def calibrated_as_measured(self) -> _Content:
+        for beside in ("", BESIDE):
+            measured, known = (
+                self.evaluations.get(name + beside) for name in ("generation", "calibration")
+            )
+            for key in ("extractor", "samples"):
+                if measured is None or known is None or measured.get(key) == known.get(key):
+                    continue
+                raise ValueError(
+                    f"calibration{beside}.{key} is {known.get(key, 'the default')!r} and "
+                    f"generation{beside}.{key} {measured.get(key, 'the default')!r}; what is known "
+                    "to be good and bad is measured as samples are: give both the same"
+                )
+        return self
+
+    @model_validator(mode="after")
     def headline_of_an_evaluation(self) -> _Content:
         self.headline = self.headline or _usual_headline(self.evaluations)
         protocol, dot, metric = self.headline.partition(".")

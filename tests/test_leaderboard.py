@@ -696,3 +696,28 @@ def test_copies_and_near_copies_of_training_images_are_told():
     both = page(duplicates_train_test=3, near_duplicates_train_test=17)
     assert "3 test images are exact copies" in both
     assert "17 of" in both
+
+
+def test_a_seed_of_other_code_does_not_count():
+    runs = board()
+    (late,) = [run for run in runs if (run.method, run.seed) == ("contrast_net", 3)]
+    late.code.plugin_sha256 = "e" * 64
+    made = build(track(), runs)
+    (mixed,) = [r for r in made.rows if r.first.method == "contrast_net"]
+    assert mixed.faults == {3: "of other code than the row's other seeds"}
+    assert not mixed.complete
+    assert "lacks seed" in row(render_track(track(), runs), "ContrastNet")["status"]
+
+
+def test_a_page_does_not_rank_by_another_column_than_its_tracks():
+    """As after a new version of the headline's protocol, by which no run was judged yet."""
+    runs = board()
+    assert build(track(), runs).ranks_shown
+    newer = [
+        p | ({"version": 9, "hash": "0" * 12} if p.get("headline") else {})
+        for p in track()["protocols"]
+    ]
+    assert any(p["version"] == 9 for p in newer)
+    made = build(track(protocols=newer), runs)
+    assert made.headline is not None
+    assert not made.ranks_shown

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from synthetic_results import LINEAR, NUM_IMAGES, board, result, track
 
+from bench import ledger
 from bench.errors import UserError
 from bench.identity import digest
 from bench.packing import pack_bits, pack_counts, pack_predictions
@@ -106,8 +107,16 @@ def another_picture(boards: Path) -> str:
     return "clothes.svg: shows other rows than its page"
 
 
+def lose_a_test_read(boards: Path) -> str:
+    path = boards / ledger.FILE
+    *lines, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines))  # a chain without its end is a chain
+    return f"{json.loads(last)['run_id']}.json: no line of ledger.jsonl has its test read"
+
+
 @pytest.mark.parametrize(
-    "change", [edit_page, lose_page, lose_index, add_page, lose_picture, another_picture]
+    "change",
+    [edit_page, lose_page, lose_index, add_page, lose_picture, another_picture, lose_a_test_read],
 )
 def test_check_names_what_differs(tmp_path, change):
     boards = published(tmp_path)
@@ -125,6 +134,17 @@ def test_check_notices_a_result_that_was_removed_or_damaged(tmp_path):
     assert "clothes.md: differs from its results" in check(boards)
     path.write_text(text)
     assert check(boards) == []
+
+
+def test_check_notices_a_metric_that_its_answers_contradict(tmp_path):
+    """Written by the library's own means: its content hash is made anew, and the page with it."""
+    boards = published(tmp_path)
+    (path,) = boards.glob("results/clothes/turn_net-s0-*.json")
+    write(path, wrong_accuracy(read(path)))
+    render_all(boards / "results", boards)
+    (line,) = check(boards)
+    assert line.startswith(f"clothes/{path.name}: linear_probe ")
+    assert "its answers give" in line
 
 
 def test_check_writes_nothing(tmp_path):
@@ -294,6 +314,20 @@ def test_a_result_that_contradicts_itself_stops_the_publishing(tmp_path, change,
     assert runs[1].run_id in str(error.value)
     assert "\n" not in str(error.value)
     assert tree(boards) == before
+
+
+def test_a_number_of_trials_needs_the_recipe_that_they_found(tmp_path):
+    """Rows are ranked for it: a text in a result is not enough."""
+    tuned = [result("new", seed, row={"tuning": "8"}) for seed in range(2)]
+    with pytest.raises(UserError, match=r"says 8 trials of tuning; no recipe of new lies beside"):
+        published(tmp_path, tuned)
+    assert not (tmp_path / "leaderboards").exists()
+    boards = published(tmp_path / "other", [result("new", seed) for seed in range(2)])
+    (path,) = boards.glob("results/clothes/new-s0-*.json")
+    write(path, tuned[0])
+    render_all(boards / "results", boards)
+    (line,) = check(boards)
+    assert line.startswith(f"clothes/{path.name}: says 8 trials")
 
 
 def test_results_with_shares_are_published(tmp_path):

@@ -267,6 +267,11 @@ def test_one_method_alone_has_its_own_variance():
     assert moderate(0.09, 4, seed_prior([0.09], [4])) == (pytest.approx(0.09), 4.0)
 
 
+def test_a_row_of_one_seed_beside_one_method_has_that_ones_variance():
+    """Not none: a floor of one seed would else lie below whatever is above its luck."""
+    assert moderate(0.0, 0, seed_prior([0.09], [4])) == (pytest.approx(0.09), 4.0)
+
+
 def test_a_cell_is_the_back_transformed_t_interval():
     accuracies, images = np.array([90.0, 91.2, 90.4]), 500
     shown = cell(accuracies, images)

@@ -414,6 +414,40 @@ def test_the_page_says_every_contrast_and_where_it_holds(boards, heads):
         assert link.startswith("#") or (boards / link.replace("%7E", "~")).is_file(), link
 
 
+def test_the_ledger_says_when_a_run_was_first_judged_by_a_claims_protocols(tmp_path):
+    """Wherever its files lie now: a fresh clone has none, or young ones."""
+    lines = [
+        {"run_id": "a", "protocols": ["other"], "time": "2026-01-01T00:00:00+00:00"},
+        {"run_id": "a", "protocols": ["other", "own"], "time": "2026-01-02T00:00:00+00:00"},
+        {"run_id": "a", "protocols": ["own"], "time": "2026-01-03T00:00:00+00:00"},
+        {"run_id": "b", "protocols": ["other"], "time": "2026-01-01T00:00:00+00:00"},
+    ]
+    reads = records.first_reads(lines, ["own"])
+    assert reads == {"a": "2026-01-02T00:00:00+00:00"}
+    (tmp_path / "file").write_text("")
+    record = records.Record(claim="c", claim_sha256="0", begun=records.now())
+    noted = records.noted(record, {"a": [tmp_path / "file"], "b": []}, reads)
+    assert noted.traces["a"] == reads["a"]
+    assert noted.traces["b"] >= record.begun
+    assert records.noted(noted, {"a": [], "b": []}).traces == noted.traces
+
+
+def test_runs_that_were_replaced_are_counted_under_a_claim(heads):
+    cell = records.CellRecord(contrast=0, side=0, method="m", runs={"0": "new"}, trials=["t"])
+    record = records.Record(
+        claim="c",
+        claim_sha256="0",
+        begun="then",
+        cells=[cell],
+        observations={"0": ["seen-s0.json"]},
+        traces=dict.fromkeys(("new", "t", "seen-s0", "old", "older"), "then"),
+    )
+    (line,) = claims._provenance(heads, record)
+    assert line.endswith("; 2 earlier runs and observations were made for it and do not count.")
+    same = record.model_copy(update={"traces": {"new": "then"}})
+    assert "do not count" not in claims._provenance(heads, same)[0]
+
+
 def test_where_a_claim_holds_is_said_with_the_budgets_that_ran(heads):
     """Sides may change their track's budget."""
     ran = [("board~0a1b2c", "2 epochs"), ("board~0a1b2c", "8 epochs"), ("other", "5 epochs")]

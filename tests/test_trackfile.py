@@ -91,6 +91,18 @@ def test_what_stands_beside_needs_what_it_stands_beside(tmp_path: Path, name: st
         load(tmp_path, text)
 
 
+@pytest.mark.parametrize("beside", ["", "_beside"])
+@pytest.mark.parametrize("setting", ['extractor = "inception"', "samples = 1500"])
+def test_what_is_known_is_measured_as_samples_are(
+    tmp_path: Path, beside: str, setting: str
+) -> None:
+    text = f"{TRACK}[evaluations.generation]\n[evaluations.calibration]\n" if beside else TRACK
+    text += f"[evaluations.generation{beside}]\n{setting}\n[evaluations.calibration{beside}]\n"
+    with pytest.raises(UserError, match=f"calibration{beside}.{setting.split()[0]} is 'the def"):
+        load(tmp_path, text)
+    load(tmp_path, text + setting)
+
+
 def test_options_of_samples_reach_both_extractors(tmp_path: Path) -> None:
     beside = "[evaluations.generation_beside]\n[evaluations.calibration_beside]\n"
     text = f"{TRACK}[evaluations.generation]\n[evaluations.calibration]\n{beside}"
