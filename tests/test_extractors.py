@@ -16,11 +16,12 @@ from test_export import exported as export_run
 from test_export import finished
 from torch import Tensor
 
-from bench import backbones, extractors, features, results
+from bench import backbones, data, extractors, features, results
 from bench.columns import named_by
+from bench.data import fashion_mnist
 from bench.errors import UserError
 from bench.extractors import Extractor
-from bench.track import load_track
+from bench.track import load_track, shipped
 
 BACKBONE = {
     "name": "resnet18",
@@ -361,3 +362,20 @@ def test_a_folder_of_a_shipped_encoder_s_name_is_taken_by_its_pin(
     monkeypatch.chdir(tmp_path)
     sha256 = run.artifacts["backbone.safetensors"].sha256
     assert extractors.named(f"encoder:fashion-mnist@{sha256[:10]}").weights_sha256 == sha256
+
+
+def test_a_shipped_encoder_knows_no_image_of_the_tracks_that_name_it() -> None:
+    if fashion_mnist._absent(fashion_mnist.DEBIAN):
+        pytest.skip("Fashion-MNIST is not on this machine (Debian: dataset-fashion-mnist)")
+    pairs = set()
+    for track in map(load_track, shipped()):
+        for overrides in track.evaluations.values():
+            if (name := overrides.get("extractor", "")).startswith("encoder:"):
+                folder = extractors.SHIPPED / name.removeprefix("encoder:").partition("@")[0]
+                config = json.loads((folder / "config.json").read_text())
+                pairs.add((config["bench"]["spec"]["data"]["name"], track.data["name"]))
+    assert pairs
+    for known, name in pairs:
+        sets = [data.load(each, image_size=28).images["train"] for each in (known, name)]
+        learnt, reference = ({image.tobytes() for image in images} for images in sets)
+        assert not learnt & reference
