@@ -231,8 +231,8 @@ def noted(
     reads = reads or {}
     new = {}
     for name, files in places.items():
-        signs = [record.traces.get(name), trace(files), reads.get(name)]
-        new[name] = min((sign for sign in signs if sign), key=_time, default=now())
+        sign = record.traces.get(name) or trace(files) or now()
+        new[name] = min(sign, reads.get(name, sign), key=_time)
     return record.model_copy(update={"traces": record.traces | new})
 
 

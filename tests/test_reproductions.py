@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from synthetic_results import board, result, track
 
-from bench import page_files, publish
+from bench import ledger, page_files, publish
 from bench.errors import UserError
 from bench.leaderboard import render_track
 from bench.reproductions import FILE, Record, append, read
@@ -76,6 +76,9 @@ def test_the_check_of_boards_reads_the_record(tmp_path: Path) -> None:
     run = with_backbone(result("turn_net", 0))
     write(tmp_path / "results" / "clothes" / f"{run.run_id}.json", run)
     page_files.write_track(tmp_path / "results" / "clothes", track())
+    read_test = {"track": run.track, "spec": run.spec, "run_id": run.run_id, "test_sha256": ""}
+    line = ledger.of_run(code={}, protocols=[*run.evaluations], settings=[], **read_test)
+    ledger.append(tmp_path / ledger.FILE, line)
     publish.render_all(tmp_path / "results", tmp_path)
     assert publish.check(tmp_path) == []
     append(tmp_path, record(run, "2026-01-02", "bytes"))
