@@ -20,7 +20,7 @@ OPENING = (
     f"epochs. Rendered from the result files in `cost/`, never edited by hand. {DAGGER}: "
     f"estimated, not measured. [How to read it and how it is measured]({GUIDE})."
 )
-NO_CARD = "No row was measured on a graphics card: none was at hand."
+NO_CARD = "No row was measured on a graphics card."
 CPU_CAVEAT = (
     "On a processor memory is the peak of the whole process, interpreter and libraries with it, "
     "and a time says what this processor takes. Only ratios between rows say something of another "

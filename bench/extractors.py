@@ -168,12 +168,14 @@ def named(name: str) -> Extractor:
 
 
 def _place(folder: str, pinned: str = "") -> Path:
-    """Return where an encoder lies: in the package if one of this name and these weights does."""
+    """Return where an encoder lies: in the package if one of this name does, unless a folder of the
+    name lies here and the pin is not of the package's weights."""
     config = SHIPPED / folder / "config.json"
     if not re.fullmatch(r"[\w-]+", folder) or not config.is_file():
         return Path(folder)
     recorded = json.loads(config.read_text(encoding="utf-8"))["bench"]["weights_sha256"]
-    return config.parent if recorded.startswith(pinned) else Path(folder)
+    own = (Path(folder) / "config.json").is_file()
+    return Path(folder) if own and not recorded.startswith(pinned) else config.parent
 
 
 def pixels() -> Extractor:

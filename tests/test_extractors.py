@@ -362,6 +362,9 @@ def test_a_folder_of_a_shipped_encoder_s_name_is_taken_by_its_pin(
     monkeypatch.chdir(tmp_path)
     sha256 = run.artifacts["backbone.safetensors"].sha256
     assert extractors.named(f"encoder:fashion-mnist@{sha256[:10]}").weights_sha256 == sha256
+    monkeypatch.chdir(tmp_path / "runs")  # where none lies, the package's says what it holds
+    with pytest.raises(UserError, match=r"fashion-mnist holds weights \w{10}, pinned are 0{10}"):
+        extractors.named(f"encoder:fashion-mnist@{'0' * 10}")
 
 
 def test_a_shipped_encoder_knows_no_image_of_the_tracks_that_name_it() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import synthetic_results
 from PIL import Image
 from test_defects import carry_out, defect
 
-from bench import page_files, results, session, sheets
+from bench import child, manager, page_files, results, session, sheets
 from bench.plan import RunSpec
 from bench.runner import Options
 from bench.sampling import file_name
@@ -201,3 +202,15 @@ def test_the_working_board_shows_the_samples(tmp_path: Path) -> None:
     drawn = options.runs_dir / carried.run_id / "sheets"
     (source,) = drawn.glob("samples.*.png")
     assert (shown.parent / name).read_bytes() == source.read_bytes()
+
+
+def test_pictures_follow_the_protocol_s_sampling(tmp_path: Path) -> None:
+    card = manager.load(GAN).call("describe")
+    overrides = SETTINGS | {"sampling": {"scale": 0.25}}
+    entries = [{"name": "knn", "overrides": {}}, {"name": "generation", "overrides": overrides}]
+    orders = {"spec": {"seed": 0}, "evaluations": entries}
+    asked = []
+    plugin = SimpleNamespace(has=lambda hook: True, call=lambda hook, **given: asked.append(given))
+    child._picture(tmp_path, orders, plugin, card, None, None)
+    assert card.sampling.scale == 1.0
+    assert [given["sampling"].scale for given in asked] == [0.25]

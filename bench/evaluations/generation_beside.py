@@ -9,25 +9,10 @@ The same metrics as `generation`, but for memorisation, which is in pixels and i
 
 from __future__ import annotations
 
-from bench.evaluations import Evaluation, Subject, generation
-from bench.sampling import Samples
+from bench.evaluations import generation
 
 ID = "generation_beside"
 VERSION = 1
 SETTINGS = generation.SETTINGS | {"extractor": "pixels"}
 NEEDS = "samples"
-
-
-def check(settings: dict) -> None:
-    """Refuse what `generation` refuses."""
-    generation.check(settings)
-
-
-def refuse_sizes(settings: dict, train: int, test: int) -> None:
-    """Raise UserError if there are fewer training images than the reference takes."""
-    generation.refuse_sizes(settings, train, test)
-
-
-def evaluate(subject: Subject, samples: Samples, settings: dict, seed: int) -> Evaluation:
-    """Return the metrics of `generation` in the features of `settings["extractor"]`."""
-    return generation.in_features(subject, samples, settings, seed)
+check, refuse_sizes, evaluate = generation.check, generation.refuse_sizes, generation.in_features
